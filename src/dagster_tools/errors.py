@@ -1,0 +1,121 @@
+"""What can go wrong, drawn as a tree.
+
+DagsterToolsError
+├── ConfigurationError (ValueError)      an option, a name, a setting that cannot be meant
+├── MaterializationNotFound (ValueError) an input nobody has materialized yet
+├── SchemaConflict                       the table and the frame cannot both be right
+├── UnsupportedFrame (TypeError)         a value or an annotation of no known frame library
+├── BadValue (ValueError)                a value that does not fit its column
+├── DatabaseError                        everything the server or the driver reports
+│   └── GrantFailed                      a privilege that could not be given
+└── SharePointError                      everything Microsoft Graph reports
+
+Messages name assets, tables, columns and rows, never a row's values and never
+a secret: they end up in logs that more people read than the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = [
+    "BadValue",
+    "ConfigurationError",
+    "DagsterToolsError",
+    "DatabaseError",
+    "GrantFailed",
+    "MaterializationNotFound",
+    "SchemaConflict",
+    "SharePointError",
+    "UnsupportedFrame",
+]
+
+
+class DagsterToolsError(Exception):
+    """Base of every error this package raises on purpose."""
+
+    def about(self, subject: str) -> None:
+        """Put what the message is about, such as the asset, in front of it."""
+        self.args = (f"{subject}: {self}",)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Dagster hands errors from process to process; attributes and message go along.
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+
+def _rebuilt(
+    cls: type[DagsterToolsError], args: tuple[object, ...], attributes: dict[str, object]
+) -> DagsterToolsError:
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
+
+
+class ConfigurationError(DagsterToolsError, ValueError):
+    """An option, a name or a setting that cannot be what the user means."""
+
+
+class MaterializationNotFound(DagsterToolsError, ValueError):
+    """An input was asked for that was never materialized."""
+
+    @classmethod
+    def for_partitions(cls, asset_key: str, partition_keys: Sequence[str]) -> MaterializationNotFound:
+        """Compose the message for partitions of one asset, at most twenty of them by name."""
+        shown = list(partition_keys[:20])
+        more = len(partition_keys) - len(shown)
+        listed = f"{shown}" + (f" and {more} more" if more else "")
+        return cls(
+            f"No materialization found for partitions {listed} (asset {asset_key}). "
+            "Materialize them first, or set full_table: True on the input to load "
+            "every row of the table whichever partition wrote it."
+        )
+
+
+class SchemaConflict(DagsterToolsError):
+    """The table and the frame cannot both be right, and no safe change reconciles them."""
+
+
+class UnsupportedFrame(DagsterToolsError, TypeError):
+    """A returned value, or an input's annotation, is of no class that can be stored or loaded."""
+
+
+class BadValue(DagsterToolsError, ValueError):
+    """A value does not fit its column.
+
+    Args:
+        reason: What is wrong with the value, without the value.
+        column: The column's name.
+        row: Position of the row in the frame, counted from 0.
+    """
+
+    def __init__(self, reason: str, *, column: str | None = None, row: int | None = None) -> None:
+        self.reason = reason
+        self.column = column
+        self.row = row
+        where = [f"column {column!r}"] if column is not None else []
+        where += [f"row {row}"] if row is not None else []
+        super().__init__(f"{', '.join(where)}: {reason}" if where else reason)
+
+
+class DatabaseError(DagsterToolsError):
+    """The server or the driver reported an error.
+
+    Args:
+        message: What happened, without PostgreSQL's DETAIL and CONTEXT, which carry row values.
+        sqlstate: PostgreSQL's five-character code (Appendix A of its documentation), if any.
+        step: What was being done.
+    """
+
+    def __init__(self, message: str, *, sqlstate: str | None = None, step: str | None = None) -> None:
+        self.sqlstate = sqlstate
+        self.step = step
+        super().__init__(message)
+
+
+class GrantFailed(DatabaseError):
+    """A privilege could not be given."""
+
+
+class SharePointError(DagsterToolsError):
+    """Microsoft Graph reported an error."""

@@ -1,0 +1,146 @@
+"""Frames of any library ⇄ Arrow: the one waist between what users hold and PostgreSQL.
+
+Two verbs, [`to_arrow`][dagster_tools.frames.to_arrow] and
+[`from_arrow`][dagster_tools.frames.from_arrow]; each library is one module here that
+offers the same two, and a line in `_LIBRARIES`. No library is imported that the user did
+not bring: what is handed over is recognised through `sys.modules`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from dagster_tools.errors import UnsupportedFrame
+from dagster_tools.frames import arrow, pandas
+from dagster_tools.frames.pandas import IndexDropped
+
+__all__ = ["IndexDropped", "frame_class", "from_arrow", "is_frame", "to_arrow"]
+
+
+class Library(Protocol):
+    """What a module here offers to be one of the supported libraries."""
+
+    SUPPORTED: str
+    """The classes it knows, as a message names them."""
+
+    def owns(self, frame: object) -> bool:
+        """Tell whether a returned value is this library's frame."""
+
+    def loads_as(self, annotation: type) -> bool:
+        """Tell whether an input annotated with this class is this library's to build."""
+
+    def to_arrow(
+        self, frame: Any, hints: Mapping[str, pa.DataType]
+    ) -> pa.Table | pa.RecordBatchReader:
+        """Turn a frame that `owns` said yes to into Arrow."""
+
+    def from_arrow(self, stream: pa.RecordBatchReader, as_type: type) -> object:
+        """Build a frame of a class that `loads_as` said yes to."""
+
+
+_LIBRARIES: tuple[Library, ...] = (pandas, arrow)
+"""In the order they are asked, the most specific first: nearly every frame is also an
+`__arrow_c_stream__` object, and arrow therefore comes last."""
+
+
+def is_frame(value: object) -> bool:
+    """Tell whether `to_arrow` takes the value, without importing or reading anything."""
+    return _owner(value) is not None
+
+
+def to_arrow(
+    frame: object, hints: Mapping[str, pa.DataType] | None = None
+) -> pa.Table | pa.RecordBatchReader:
+    """Turn a frame into Arrow: a table where it is in memory, a reader where it streams.
+
+    The frame is never modified. The result may share its memory, so use it up before
+    control returns to the user's code. A reader can be read once.
+
+    Args:
+        frame: A pandas DataFrame, an Arrow table, batch or reader, or any object with
+            `__arrow_c_stream__`.
+        hints: Arrow type of the declared or existing column, by column name. Consulted
+            only where Python objects leave a choice: see `frames.objects`.
+
+    Raises:
+        UnsupportedFrame: The value is no frame.
+        ConfigurationError: A column's name is not one, or is there twice.
+        BadValue: A column holds what no PostgreSQL column can; names column and row.
+
+    Example:
+        >>> import pandas as pd
+        >>> to_arrow(pd.DataFrame({"n": [1, None]}, dtype="Int64")).schema
+        n: int64
+    """
+    library = _owner(frame)
+    if library is None:
+        raise UnsupportedFrame(
+            f"cannot store a {_name(type(frame))}; supported are {_supported()}.{_remedy(frame)}"
+        )
+    return library.to_arrow(frame, hints or {})
+
+
+def from_arrow(stream: pa.RecordBatchReader, as_type: type) -> object:
+    """Build a frame of a class that `frame_class` returned from an Arrow stream.
+
+    A field's metadata key `postgresql:type` may hold the column's type as PostgreSQL's
+    `format_type` writes it; it tells `numeric` in text from text. Column classes depend on
+    the column's type, not on its rows; the one exception is pandas' integers and booleans,
+    which are numpy's unless a NULL is among them.
+
+    Raises:
+        UnsupportedFrame: No library here builds that class.
+        BadValue: A value cannot be held by that library, such as a date after year 9999.
+    """
+    return _builder(as_type).from_arrow(stream, as_type)
+
+
+def frame_class(annotation: object) -> type:
+    """Return the class an input's annotation stands for, to be handed to `from_arrow`.
+
+    Nothing (`None`, `typing.Any`, `object`) stands for pandas. `Optional` and `dict` are
+    the caller's to peel off first.
+
+    Raises:
+        UnsupportedFrame: No library here builds that class, or pandas is not installed.
+    """
+    if annotation is None or annotation is Any or annotation is object:
+        return pandas.default_class()
+    if not isinstance(annotation, type):
+        raise UnsupportedFrame(
+            f"cannot load an input as {annotation!r}; supported are {_supported()}"
+        )
+    _builder(annotation)
+    return annotation
+
+
+def _owner(value: object) -> Library | None:
+    return next((library for library in _LIBRARIES if library.owns(value)), None)
+
+
+def _builder(annotation: type) -> Library:
+    for library in _LIBRARIES:
+        if library.loads_as(annotation):
+            return library
+    raise UnsupportedFrame(
+        f"cannot load an input as {_name(annotation)}; supported are {_supported()}"
+    )
+
+
+def _supported() -> str:
+    return ", ".join(library.SUPPORTED for library in _LIBRARIES)
+
+
+def _remedy(value: object) -> str:
+    if type(value).__name__ == "Series":
+        return " Make it a frame of one column, as Series.to_frame(name) does."
+    if isinstance(value, (dict, list, tuple)):
+        return " Make it a frame, as pandas.DataFrame(value) does."
+    return ""
+
+
+def _name(cls: type) -> str:
+    return cls.__name__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__name__}"

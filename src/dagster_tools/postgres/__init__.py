@@ -1,0 +1,1 @@
+"""PostgreSQL, without Dagster and without dataframes: psycopg and Arrow only."""

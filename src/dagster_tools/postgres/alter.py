@@ -1,0 +1,230 @@
+"""Change a live table in short transactions that never make a reader queue for long.
+
+An ALTER TABLE waits for ACCESS EXCLUSIVE, and whoever comes after it waits behind it.
+So each statement gives up after a second, lets the others through, and tries again.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+
+import psycopg
+from psycopg import errors
+from psycopg.sql import Composable
+
+from dagster_tools.errors import DatabaseError, SchemaConflict
+from dagster_tools.postgres import ddl
+from dagster_tools.postgres.catalog import fetch_dependents
+from dagster_tools.postgres.connection import Connection, transaction, translated
+from dagster_tools.postgres.evolution import Evolution, Widening
+from dagster_tools.postgres.names import MATERIALIZATION_ID, Table
+
+__all__ = ["alter_patiently", "evolve", "index_materialization_id", "track", "widen"]
+
+LOCK_TIMEOUT = "1s"
+PATIENCE = 60.0
+"""Seconds over which a statement is tried again while others hold the table."""
+
+LONGEST_PAUSE = 5.0
+
+
+def evolve(
+    connection: Connection, table: Table, evolution: Evolution, log: logging.Logger
+) -> None:
+    """Apply what a write needs of an existing table, each change committed by itself."""
+    for column in evolution.additions:
+        log.info("Adding column %r (%s) to %s.", column.name, column.type, table)
+        alter_patiently(
+            connection, [ddl.compose_add_column(table, column)], f"adding a column to {table}"
+        )
+    for widening in evolution.widenings:
+        widen(connection, table, widening, log)
+    for column in evolution.nonnegative:
+        _validate_check(connection, table, column, nonnegative=True)
+    for column in evolution.not_null:
+        _set_not_null(connection, table, column)
+    for column in evolution.unique:
+        _add_key(connection, table, [column], primary=False)
+    for column in evolution.index:
+        _create_index(connection, table, [column], unique=False)
+    if evolution.primary_key:
+        for column in evolution.primary_key:
+            _set_not_null(connection, table, column)
+        _add_key(connection, table, evolution.primary_key, primary=True)
+
+
+def track(connection: Connection, table: Table) -> None:
+    """Give a table made elsewhere its `materialization_id`, without touching a row."""
+    statements = ddl.compose_add_materialization_id(table)
+    for statement in statements:
+        alter_patiently(connection, [statement], f"adding {MATERIALIZATION_ID} to {table}")
+
+
+def widen(
+    connection: Connection, table: Table, widening: Widening, log: logging.Logger
+) -> None:
+    """Change a column's type; rewrites the table while nobody else can read it.
+
+    Raises:
+        SchemaConflict: A view, rule, policy, trigger or generated column depends on it.
+    """
+    log.warning(
+        "Column %r of %s changes from %s to %s, because %s. PostgreSQL rewrites the table "
+        "and locks it meanwhile.",
+        widening.column,
+        table,
+        widening.old,
+        widening.new,
+        "it holds no value yet" if widening.empty else "a value does not fit",
+    )
+    statement = ddl.compose_alter_type(table, widening.column, widening.new, empty=widening.empty)
+    try:
+        alter_patiently(connection, [statement], f"widening a column of {table}")
+    except DatabaseError as error:
+        dependents = fetch_dependents(connection, table, widening.column)
+        if error.sqlstate != errors.FeatureNotSupported.sqlstate or not dependents:
+            raise
+        raise SchemaConflict(
+            f"Column {widening.column!r} of {table} is {widening.old} and would have to become "
+            f"{widening.new}, but {', '.join(dependents)} depend on it. Drop them, run "
+            f"{statement.as_string()}; and create them again."
+        ) from None
+
+
+def index_materialization_id(connection: Connection, table: Table, log: logging.Logger) -> None:
+    """Index `materialization_id` before a second owner moves in; an optimization that may wait."""
+    try:
+        _create_index(connection, table, [MATERIALIZATION_ID], unique=False)
+    except DatabaseError as error:
+        log.info("%s keeps no index on %s for now: %s", table, MATERIALIZATION_ID, error)
+
+
+def alter_patiently(
+    connection: Connection,
+    statements: Sequence[Composable],
+    step: str,
+    *,
+    patience: float = PATIENCE,
+) -> None:
+    """Run statements in one transaction, trying again while the table is in use.
+
+    Raises:
+        DatabaseError: The table was still in use after `patience` seconds.
+    """
+
+    def attempt() -> None:
+        with transaction(connection):
+            connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+            for statement in statements:
+                connection.execute(statement)
+            # Where this is a savepoint of a longer transaction, its later waits are its own.
+            connection.execute("SET LOCAL lock_timeout TO DEFAULT")
+
+    _patiently(attempt, step, patience)
+
+
+def _create_index(
+    connection: Connection, table: Table, columns: Sequence[str], *, unique: bool
+) -> None:
+    """Build an index while others read and write (documentation, "Building Indexes Concurrently").
+
+    It cannot run in a transaction, and what is left of a failed one is dropped.
+    """
+    name = ddl.index_name(table, columns, unique=unique)
+    statement = ddl.compose_index(table, columns, unique=unique, concurrently=True)
+    step = f"building index {name!r} on {table}"
+    try:
+        _patiently(lambda: _concurrently(connection, statement), step, PATIENCE)
+    except DatabaseError:
+        with translated(step):
+            connection.execute(ddl.compose_drop_index(table, name))
+        raise
+
+
+def _concurrently(connection: Connection, statement: Composable) -> None:
+    connection.execute(statement)
+
+
+def _add_key(
+    connection: Connection, table: Table, columns: Sequence[str], *, primary: bool
+) -> None:
+    key = "primary key" if primary else "unique constraint"
+    try:
+        _create_index(connection, table, columns, unique=True)
+    except DatabaseError as error:
+        if error.sqlstate != errors.UniqueViolation.sqlstate:
+            raise
+        raise SchemaConflict(
+            f"{table} cannot get the {key} on {list(columns)}: its rows repeat values there. "
+            "Remove the duplicates, or drop the option."
+        ) from None
+    alter_patiently(
+        connection,
+        [ddl.compose_key_using_index(table, columns, primary=primary)],
+        f"adding a {key} to {table}",
+    )
+
+
+def _set_not_null(connection: Connection, table: Table, column: str) -> None:
+    _validate_check(connection, table, column, nonnegative=False)
+    alter_patiently(
+        connection,
+        [
+            ddl.compose_not_null(table, column),
+            ddl.compose_drop_constraint(
+                table, ddl.check_name(table, column, nonnegative=False)
+            ),
+        ],
+        f"setting {column!r} of {table} NOT NULL",
+    )
+
+
+def _validate_check(
+    connection: Connection, table: Table, column: str, *, nonnegative: bool
+) -> None:
+    """Add a CHECK for new rows, then validate the old ones without stopping readers or writers."""
+    name = ddl.check_name(table, column, nonnegative=nonnegative)
+    alter_patiently(
+        connection,
+        [
+            ddl.compose_drop_constraint(table, name),
+            ddl.compose_add_check(table, column, nonnegative=nonnegative),
+        ],
+        f"adding a constraint to {table}",
+    )
+    try:
+        alter_patiently(
+            connection,
+            [ddl.compose_validate(table, column, nonnegative=nonnegative)],
+            f"validating a constraint of {table}",
+        )
+    except DatabaseError as error:
+        alter_patiently(
+            connection,
+            [ddl.compose_drop_constraint(table, name)],
+            f"dropping a constraint of {table}",
+        )
+        if error.sqlstate != errors.CheckViolation.sqlstate:
+            raise
+        what = "at or above zero" if nonnegative else "NOT NULL"
+        raise SchemaConflict(
+            f"Column {column!r} of {table} cannot become {what}: some of its rows are not. "
+            "Correct those rows, or drop the modifier."
+        ) from None
+
+
+def _patiently(attempt: Callable[[], None], step: str, patience: float) -> None:
+    deadline = time.monotonic() + patience
+    pause = 0.05
+    with translated(step):
+        while True:
+            try:
+                return attempt()
+            except psycopg.errors.LockNotAvailable:
+                if time.monotonic() + pause > deadline:
+                    raise
+            time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  # jitter, not a secret
+            pause = min(pause * 2, LONGEST_PAUSE)

@@ -1,0 +1,235 @@
+"""What exists: asked of the server's catalog, in one query each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from dagster_tools.errors import ConfigurationError
+from dagster_tools.postgres.column_types import PgType, parse_type
+from dagster_tools.postgres.columns import (
+    Column,
+    ExistingColumn,
+    ExistingTable,
+    ForeignKey,
+    Index,
+)
+from dagster_tools.postgres.connection import Connection, translated
+from dagster_tools.postgres.names import MATERIALIZATION_ID, Table
+
+__all__ = ["Catalog", "fetch_catalog", "fetch_dependents", "fetch_storage"]
+
+_QUERY = resources.files(__package__).joinpath("catalog.sql").read_text(encoding="utf-8")
+_KINDS = {
+    "v": "a view",
+    "m": "a materialized view",
+    "f": "a foreign table",
+    "S": "a sequence",
+    "c": "a composite type",
+    "i": "an index",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """The state of one target when it was asked for.
+
+    Args:
+        existing: The table, or None where there is none.
+        kind: pg_class.relkind of what has the table's name, None where nothing has.
+    """
+
+    database: str
+    table: Table
+    kind: str | None
+    schema_exists: bool
+    tracking_exists: bool
+    existing: ExistingTable | None
+
+    def check_writable(self) -> None:
+        """Refuse a target that takes no rows."""
+        if self.kind is not None and self.kind not in {"r", "p"}:
+            raise ConfigurationError(
+                f"{self.table} is {_KINDS.get(self.kind, 'no table')}; rows can only be written "
+                "to a table. Point the asset's schema and table metadata elsewhere."
+            )
+        if self.existing is not None and self.existing.row_security:
+            raise ConfigurationError(
+                f"Row-level security of {self.table} applies to the role that writes: rows it "
+                "may not see would survive a replace. Connect as the table's owner (without "
+                "FORCE ROW LEVEL SECURITY) or as a role with BYPASSRLS."
+            )
+
+
+def fetch_catalog(connection: Connection, table: Table, tracking_schema: str) -> Catalog:
+    """Ask what exists under the table's name."""
+    with translated(f"looking {table} up"):
+        row = connection.execute(_QUERY, [table.schema, table.name, tracking_schema]).fetchone()
+    assert row is not None
+    found: dict[str, Any] = row[0]
+    columns = tuple(_column(item) for item in found["columns"] or ())
+    existing = None
+    if found["kind"] is not None:
+        existing = ExistingTable(
+            table=table,
+            columns=columns,
+            indexes=tuple(
+                Index(
+                    item["name"],
+                    tuple(item["columns"] or ()),
+                    unique=item["unique"],
+                    primary=item["primary"],
+                    valid=item["valid"],
+                )
+                for item in found["indexes"] or ()
+            ),
+            referencing=tuple(
+                ForeignKey(item["name"], tuple(item["columns"]), item["on_delete"])
+                for item in found["referencing"] or ()
+            ),
+            checks=tuple(found["checks"] or ()),
+            row_security=found["row_security"],
+            owned=found["owned"],
+            has_materialization_default=any(
+                item["name"] == MATERIALIZATION_ID and item["default"] is not None
+                for item in found["columns"] or ()
+            ),
+        )
+    return Catalog(
+        database=found["database"],
+        table=table,
+        kind=found["kind"],
+        schema_exists=found["schema_exists"],
+        tracking_exists=found["tracking_exists"],
+        existing=existing,
+    )
+
+
+def fetch_storage(connection: Connection, columns: Iterable[Column]) -> dict[str, PgType]:
+    """Return what values of each column are encoded as; asks only about types it does not know.
+
+    Raises:
+        ConfigurationError: The server has no such type.
+    """
+    storage = {column.name: column.type for column in columns}
+    for name, type_ in storage.items():
+        if type_.name in _KNOWN:
+            continue
+        storage[name] = _fetch_storage(connection, name, type_)
+    return storage
+
+
+def fetch_dependents(connection: Connection, table: Table, column: str) -> list[str]:
+    """Return views, rules, policies, triggers and generated columns that use a column."""
+    with translated(f"looking for what depends on {table}"):
+        rows = connection.execute(
+            """
+            SELECT DISTINCT
+                coalesce(
+                    (SELECT CASE c.relkind WHEN 'm' THEN 'materialized view ' ELSE 'view ' END
+                            || pg_catalog.format('%I.%I', n.nspname, c.relname)
+                     FROM pg_catalog.pg_rewrite AS r
+                     JOIN pg_catalog.pg_class AS c ON c.oid = r.ev_class
+                     JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+                     WHERE d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass
+                       AND r.oid = d.objid),
+                    pg_catalog.pg_describe_object(d.classid, d.objid, d.objsubid)
+                )
+            FROM pg_catalog.pg_depend AS d
+            JOIN pg_catalog.pg_attribute AS a
+              ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
+            JOIN pg_catalog.pg_class AS t ON t.oid = d.refobjid
+            JOIN pg_catalog.pg_namespace AS s ON s.oid = t.relnamespace
+            WHERE d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+              AND s.nspname = $1
+              AND t.relname = $2
+              AND a.attname = $3
+              AND d.classid IN (
+                  'pg_catalog.pg_rewrite'::pg_catalog.regclass,
+                  'pg_catalog.pg_policy'::pg_catalog.regclass,
+                  'pg_catalog.pg_trigger'::pg_catalog.regclass,
+                  'pg_catalog.pg_attrdef'::pg_catalog.regclass
+              )
+              AND NOT (
+                  d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass
+                  AND EXISTS (
+                      SELECT FROM pg_catalog.pg_attrdef AS f
+                      WHERE f.oid = d.objid AND f.adrelid = a.attrelid AND f.adnum = a.attnum
+                  )
+              )
+            ORDER BY 1
+            """,
+            [table.schema, table.name, column],
+        ).fetchall()
+    return [row[0] for row in rows]
+
+
+def _column(item: dict[str, Any]) -> ExistingColumn:
+    return ExistingColumn(
+        name=item["name"],
+        type=_lenient(item["type"]),
+        storage=_lenient(item["storage"]),
+        not_null=item["not_null"],
+        filled_by_server=item["filled_by_server"],
+        has_default=item["has_default"],
+    )
+
+
+def _lenient(text: str) -> PgType:
+    """Read a type the server spells; one of unusual grammar (`interval day`) keeps its spelling."""
+    try:
+        return parse_type(text)
+    except ConfigurationError:
+        return PgType(text)
+
+
+def _fetch_storage(connection: Connection, column: str, type_: PgType) -> PgType:
+    with translated(f"resolving the type of column {column!r}"):
+        row = connection.execute(
+            """
+            WITH RECURSIVE unwrapped AS (
+                SELECT pg_catalog.to_regtype($1)::oid AS type, -1 AS typmod
+                UNION ALL
+                SELECT y.typbasetype, y.typtypmod
+                FROM unwrapped AS u
+                JOIN pg_catalog.pg_type AS y ON y.oid = u.type
+                WHERE y.typtype = 'd'
+            )
+            SELECT CASE
+                WHEN y.typnamespace = 'pg_catalog'::pg_catalog.regnamespace
+                    THEN pg_catalog.format_type(u.type, u.typmod)
+                WHEN y.typtype = 'e' THEN 'enum'
+                ELSE y.typname
+            END
+            FROM unwrapped AS u
+            JOIN pg_catalog.pg_type AS y ON y.oid = u.type
+            WHERE y.typtype <> 'd'
+            """,
+            [str(type_.element)],
+        ).fetchone()
+    if row is None:
+        raise ConfigurationError(
+            f"columns[{column!r}]: the server has no type {str(type_)!r}."
+            + _POSTGIS_HINT.get(type_.name, "")
+        )
+    storage = _lenient(row[0])
+    modifiers = storage.modifiers or type_.modifiers
+    return PgType(storage.name, modifiers, array=type_.array or storage.array)
+
+
+_POSTGIS_HINT = dict.fromkeys(
+    ("geometry", "geography"),
+    " Install PostGIS on the server (Debian: apt-get install postgresql-postgis) and run "
+    "CREATE EXTENSION postgis in the database.",
+)
+
+_KNOWN = frozenset(
+    {
+        "boolean", "smallint", "integer", "bigint", "real", "double precision", "numeric",
+        "text", "character varying", "character", "json", "jsonb", "bytea", "date", "uuid",
+        "time without time zone", "timestamp without time zone", "timestamp with time zone",
+        "interval",
+    }
+)  # fmt: skip

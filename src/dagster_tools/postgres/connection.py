@@ -1,0 +1,226 @@
+"""Settings → connection, and driver errors translated here, once."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import TypeAlias
+from urllib.parse import quote
+
+import psycopg
+from psycopg.pq import Conninfo
+from psycopg.rows import TupleRow
+
+from dagster_tools.errors import BadValue, ConfigurationError, DatabaseError
+
+__all__ = [
+    "Connection",
+    "ConnectionSettings",
+    "connect",
+    "libpq_uri",
+    "server_message",
+    "transaction",
+    "translated",
+    "url_settings",
+]
+
+Connection: TypeAlias = psycopg.Connection[TupleRow]
+
+CONNECT_TIMEOUT = 10
+"""Seconds, unless the settings or libpq's environment say otherwise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionSettings:
+    """Where to connect and as whom; None leaves a setting to libpq's own environment.
+
+    libpq's environment is what `psql` uses too: the `PG*` variables, the service
+    file, `.pgpass` (documentation, "libpq Environment Variables").
+    """
+
+    host: str | None = None
+    port: int | None = None
+    dbname: str | None = None
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    sslmode: str | None = None
+    sslrootcert: str | None = None
+    sslcert: str | None = None
+    sslkey: str | None = None
+    connect_timeout: int | None = None
+    application_name: str | None = None
+
+    def keywords(self) -> dict[str, str]:
+        """Return libpq's keywords for what is set, and this package's defaults."""
+        given = {item.name: getattr(self, item.name) for item in fields(self)}
+        keywords = {key: str(value) for key, value in given.items() if value is not None}
+        known = _libpq_defaults()
+        keywords.setdefault("application_name", known.get("application_name") or "dagster-tools")
+        if not known.get("connect_timeout") and not known.get("service"):
+            keywords.setdefault("connect_timeout", str(CONNECT_TIMEOUT))
+        return keywords
+
+    def __str__(self) -> str:
+        known = _libpq_defaults() | self.keywords()
+        shown = ("host", "port", "dbname", "user")
+        if not known.get("dbname"):
+            known["dbname"] = known.get("user") or ""
+        return ", ".join(f"{key}={known.get(key) or '(libpq default)'}" for key in shown)
+
+
+def connect(settings: ConnectionSettings) -> Connection:
+    """Open a connection in autocommit mode; transactions are opened explicitly.
+
+    Nothing is prepared and nothing is set on the session, so the connection may
+    be one of PgBouncer's in transaction mode.
+
+    Raises:
+        DatabaseError: Within `connect_timeout`; names host, port, database and user.
+    """
+    try:
+        connection = psycopg.connect(
+            **settings.keywords(),  # type: ignore[arg-type]  # psycopg types each keyword on its own
+            autocommit=True,
+            prepare_threshold=None,
+            cursor_factory=psycopg.RawCursor,
+        )
+    except psycopg.Error as error:
+        reason = _scrubbed(str(error), settings.password)
+        raise DatabaseError(
+            f"Could not connect to PostgreSQL ({settings}): {reason}",
+            sqlstate=error.sqlstate,
+            step="connect",
+        ) from None
+    # Stated in each BEGIN, whatever default_transaction_isolation the server or the role has.
+    connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+    connection.read_only = False
+    return connection
+
+
+@contextmanager
+def transaction(connection: Connection) -> Iterator[None]:
+    """Run a block in one READ COMMITTED transaction: all of it, or none."""
+    with connection.transaction():
+        yield
+
+
+def libpq_uri(connection: Connection) -> str:
+    """Return a URI for another driver that reaches the very server this connection reached.
+
+    A driver with a libpq of its own may look for sockets and service files
+    elsewhere, so it is told what was resolved rather than what was configured.
+    """
+    info = connection.info
+    parameters = info.get_parameters() | {"host": info.host, "port": str(info.port)}
+    parameters |= {"dbname": info.dbname, "user": info.user}
+    if info.hostaddr:
+        parameters["hostaddr"] = info.hostaddr
+    if info.password:
+        parameters["password"] = info.password
+    parameters.pop("service", None)
+    pairs = (f"{key}={quote(value, safe='')}" for key, value in parameters.items() if value)
+    return f"postgresql://?{'&'.join(pairs)}"
+
+
+@contextmanager
+def translated(step: str, *, data: bool = False, first_row: int = 0) -> Iterator[None]:
+    """Turn driver errors into `DatabaseError`, without the values PostgreSQL quotes in them.
+
+    Args:
+        step: What is being done, in words that follow "while".
+        data: Whether values are on the move: an error about one of them is then `BadValue`.
+        first_row: Position in the frame of the first row that is on the move.
+    """
+    try:
+        yield
+    except psycopg.Error as error:
+        # `from None`: DETAIL and CONTEXT carry rows, and Dagster logs the whole chain.
+        raise _translate(error, step, data=data, first_row=first_row) from None
+
+
+_VALUE_ERRORS = ("22", "23502", "23505", "23514")
+_COPY_LINE = re.compile(r"^COPY .*?, line (\d+)", re.MULTILINE)
+_COPY_COLUMN = re.compile(r"^COPY .*?, line \d+, column ((?:.|\n)*?)(?:: |$)", re.MULTILINE)
+
+
+def _translate(
+    error: psycopg.Error, step: str, *, data: bool, first_row: int
+) -> DatabaseError | BadValue:
+    diagnosis, sqlstate = error.diag, error.sqlstate
+    message = _without_values(diagnosis.message_primary or str(error), sqlstate)
+    if data and sqlstate is not None and sqlstate.startswith(_VALUE_ERRORS):
+        context = diagnosis.context or ""
+        line, column = _COPY_LINE.search(context), _COPY_COLUMN.search(context)
+        reason = f"{message} (SQLSTATE {sqlstate}, while {step})"
+        return BadValue(
+            reason,
+            column=diagnosis.column_name or (column[1] if column else None),
+            row=first_row + int(line[1]) - 1 if line else None,
+        )
+    where = f"SQLSTATE {sqlstate}, " if sqlstate else ""
+    parts = (
+        f"{kind} {name!r}"
+        for kind, name in (
+            ("table", diagnosis.table_name),
+            ("column", diagnosis.column_name),
+            ("constraint", diagnosis.constraint_name),
+        )
+        if name
+    )
+    named = "".join(f", {part}" for part in parts)
+    return DatabaseError(f"{message} ({where}while {step}{named})", sqlstate=sqlstate, step=step)
+
+
+def server_message(text: str, sqlstate: str | None) -> str:
+    """Return the server's primary message out of what another libpq driver reports."""
+    _before, found, after = text.partition("ERROR:")
+    primary = after.strip().splitlines()[0] if found else text.splitlines()[0]
+    return _without_values(primary, sqlstate)
+
+
+def _without_values(message: str, sqlstate: str | None) -> str:
+    """Cut what class 22 messages quote: the offending value stands between the outer quotes."""
+    if sqlstate is None or not sqlstate.startswith("22"):
+        return message
+    return re.sub(r'"(.*)"', '"…"', message, flags=re.DOTALL)
+
+
+def _scrubbed(text: str, secret: str | None) -> str:
+    secrets = {secret, os.environ.get("PGPASSWORD")}
+    for known in sorted(filter(None, secrets), key=len, reverse=True):
+        text = text.replace(known, "***")
+    return text
+
+
+def _libpq_defaults() -> dict[str, str]:
+    options = Conninfo.get_defaults()
+    return {item.keyword.decode(): item.val.decode() for item in options if item.val is not None}
+
+
+def url_settings(url: str) -> ConnectionSettings:
+    """Read a `postgresql://` URL into settings.
+
+    Raises:
+        ConfigurationError: Not a URL, or with parameters that have no field; never quotes it.
+    """
+    try:
+        options = Conninfo.parse(url.encode())
+    except psycopg.Error:
+        # libpq quotes parts of a malformed URL, and a part may be the password.
+        raise ConfigurationError(
+            "The URL is not a valid PostgreSQL URL (postgresql://user:password@host:port/dbname). "
+            "Characters such as '@', ':', '/' and '%' in a password must be percent-encoded."
+        ) from None
+    given = {item.keyword.decode(): item.val.decode() for item in options if item.val is not None}
+    known = {item.name for item in fields(ConnectionSettings)}
+    unknown = sorted(given.keys() - known)
+    if unknown:
+        raise ConfigurationError(
+            f"The URL sets {unknown}, for which there is no field. "
+            f"The fields are {sorted(known)}; others belong into libpq's environment."
+        )
+    numbers = {key: int(given.pop(key)) for key in ("port", "connect_timeout") if key in given}
+    return ConnectionSettings(**given, **numbers)  # type: ignore[arg-type]  # the keys are the fields

@@ -1,0 +1,206 @@
+"""Compose what creates or alters: nothing here is executed.
+
+On a live table only statements that wait for a moment are composed: a nullable
+column, a default, an index built CONCURRENTLY, a constraint added NOT VALID. The
+one exception is `compose_alter_type`, which rewrites the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from psycopg import sql
+from psycopg.sql import Composable, Composed, Identifier
+
+from dagster_tools.postgres.column_types import PgType
+from dagster_tools.postgres.columns import Column
+from dagster_tools.postgres.names import MATERIALIZATION_ID, Table, derived_name
+
+__all__ = [
+    "MATERIALIZATION_SETTING",
+    "compose_add_check",
+    "compose_add_column",
+    "compose_add_materialization_id",
+    "compose_alter_type",
+    "compose_create_schema",
+    "compose_create_table",
+    "compose_drop_constraint",
+    "compose_drop_index",
+    "compose_index",
+    "compose_key",
+    "compose_key_using_index",
+    "compose_materialization_index",
+    "compose_not_null",
+    "compose_staging",
+    "compose_validate",
+]
+
+MATERIALIZATION_SETTING = "dagster_tools.materialization_id"
+
+MATERIALIZATION_DEFAULT = sql.SQL(
+    "nullif(pg_catalog.current_setting('dagster_tools.materialization_id', true), '')::integer"
+)
+"""Tags rows a user's own statements insert in the writing transaction.
+
+After SET LOCAL the setting is '' for the rest of the session, not NULL; hence nullif.
+"""
+
+
+def compose_create_schema(schema: str) -> Composed:
+    return sql.SQL("CREATE SCHEMA {}").format(Identifier(schema))
+
+
+def compose_create_table(table: Table, columns: Sequence[Column]) -> Composed:
+    """Compose the table without keys and indexes: they are built after its rows are loaded."""
+    definitions: list[Composable] = [_definition(column) for column in columns]
+    definitions.append(
+        sql.SQL("{} integer DEFAULT {}").format(
+            Identifier(MATERIALIZATION_ID), MATERIALIZATION_DEFAULT
+        )
+    )
+    return sql.SQL("CREATE TABLE {} (\n    {}\n)").format(
+        table.identifier, sql.SQL(",\n    ").join(definitions)
+    )
+
+
+def compose_staging(name: str, table: Table, columns: Sequence[str]) -> Composed:
+    """Compose a temporary table with the target's column types and none of its constraints."""
+    return sql.SQL("CREATE TEMPORARY TABLE {} ON COMMIT DROP AS\nSELECT {}\nFROM {}\nWITH NO DATA").format(
+        Identifier("pg_temp", name),
+        sql.SQL(", ").join(map(Identifier, [*columns, MATERIALIZATION_ID])),
+        table.identifier,
+    )  # fmt: skip
+
+
+def compose_add_column(table: Table, column: Column) -> Composed:
+    """Compose a nullable column: PostgreSQL adds it without touching a row."""
+    return sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} {}").format(
+        table.identifier, Identifier(column.name), _type(column.type)
+    )
+
+
+def compose_add_materialization_id(table: Table) -> list[Composable]:
+    """Compose the tracking column for a table made elsewhere.
+
+    Two statements, in this order: with the default in the first, PostgreSQL would
+    stamp the rows that are already there.
+    """
+    column = Identifier(MATERIALIZATION_ID)
+    return [
+        sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} integer").format(
+            table.identifier, column
+        ),
+        sql.SQL("ALTER TABLE {} ALTER COLUMN {} SET DEFAULT {}").format(
+            table.identifier, column, MATERIALIZATION_DEFAULT
+        ),
+    ]
+
+
+def compose_alter_type(table: Table, column: str, type_: PgType, *, empty: bool) -> Composed:
+    """Compose a change of type; it rewrites the table under ACCESS EXCLUSIVE.
+
+    Args:
+        empty: The column holds no value, so that none needs a cast.
+    """
+    value = sql.SQL("NULL") if empty else Identifier(column)
+    return sql.SQL("ALTER TABLE {} ALTER COLUMN {} TYPE {} USING {}::{}").format(
+        table.identifier, Identifier(column), _type(type_), value, _type(type_)
+    )
+
+
+def compose_index(
+    table: Table, columns: Sequence[str], *, unique: bool, concurrently: bool
+) -> Composed:
+    return sql.SQL("CREATE {}INDEX {}{} ON {} ({})").format(
+        sql.SQL("UNIQUE ") if unique else sql.SQL(""),
+        sql.SQL("CONCURRENTLY IF NOT EXISTS ") if concurrently else sql.SQL(""),
+        Identifier(index_name(table, columns, unique=unique)),
+        table.identifier,
+        sql.SQL(", ").join(map(Identifier, columns)),
+    )
+
+
+def compose_materialization_index(table: Table, *, concurrently: bool) -> Composed:
+    return compose_index(table, [MATERIALIZATION_ID], unique=False, concurrently=concurrently)
+
+
+def compose_drop_index(table: Table, name: str) -> Composed:
+    return sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(Identifier(table.schema, name))
+
+
+def compose_key(table: Table, columns: Sequence[str], *, primary: bool) -> Composed:
+    """Compose a primary key or a unique constraint for a table nobody else sees yet."""
+    return sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {} ({})").format(
+        table.identifier,
+        Identifier(key_name(table, columns, primary=primary)),
+        sql.SQL("PRIMARY KEY" if primary else "UNIQUE"),
+        sql.SQL(", ").join(map(Identifier, columns)),
+    )
+
+
+def compose_key_using_index(table: Table, columns: Sequence[str], *, primary: bool) -> Composed:
+    """Compose a key from an index built before; the lock is held for a moment only."""
+    return sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {} USING INDEX {}").format(
+        table.identifier,
+        Identifier(key_name(table, columns, primary=primary)),
+        sql.SQL("PRIMARY KEY" if primary else "UNIQUE"),
+        Identifier(index_name(table, columns, unique=True)),
+    )
+
+
+def compose_add_check(table: Table, column: str, *, nonnegative: bool) -> Composed:
+    """Compose a CHECK that holds for new rows at once and for old ones after VALIDATE."""
+    condition = sql.SQL("{} >= 0" if nonnegative else "{} IS NOT NULL").format(Identifier(column))
+    return sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} CHECK ({}) NOT VALID").format(
+        table.identifier,
+        Identifier(check_name(table, column, nonnegative=nonnegative)),
+        condition,
+    )
+
+
+def compose_validate(table: Table, column: str, *, nonnegative: bool) -> Composed:
+    return sql.SQL("ALTER TABLE {} VALIDATE CONSTRAINT {}").format(
+        table.identifier, Identifier(check_name(table, column, nonnegative=nonnegative))
+    )
+
+
+def compose_drop_constraint(table: Table, name: str) -> Composed:
+    return sql.SQL("ALTER TABLE {} DROP CONSTRAINT IF EXISTS {}").format(
+        table.identifier, Identifier(name)
+    )
+
+
+def compose_not_null(table: Table, column: str) -> Composed:
+    """Compose NOT NULL; without a scan where a validated CHECK already says so (ALTER TABLE)."""
+    return sql.SQL("ALTER TABLE {} ALTER COLUMN {} SET NOT NULL").format(
+        table.identifier, Identifier(column)
+    )
+
+
+def index_name(table: Table, columns: Sequence[str], *, unique: bool) -> str:
+    return derived_name(table.name, *columns, suffix="uidx" if unique else "idx")
+
+
+def key_name(table: Table, columns: Sequence[str], *, primary: bool) -> str:
+    if primary:
+        return derived_name(table.name, suffix="pkey")
+    return derived_name(table.name, *columns, suffix="key")
+
+
+def check_name(table: Table, column: str, *, nonnegative: bool) -> str:
+    suffix = "nonnegative" if nonnegative else "not_null"
+    return derived_name(table.name, column, suffix=suffix)
+
+
+def _definition(column: Column) -> Composed:
+    definition = sql.SQL("{} {}").format(Identifier(column.name), _type(column.type))
+    if column.not_null:
+        definition += sql.SQL(" NOT NULL")
+    if column.nonnegative:
+        definition += sql.SQL(" CHECK ({} >= 0)").format(Identifier(column.name))
+    return definition
+
+
+def _type(type_: PgType) -> sql.SQL:
+    # Safe by grammar: PgType comes from parse_type, which lets nothing but a type's name through.
+    return sql.SQL(str(type_))  # type: ignore[arg-type]  # psycopg asks for a literal string here

@@ -1,0 +1,319 @@
+"""Wanted against existing: what must change in the table, or why nothing can.
+
+Values are first brought into the type the column has. Only when one does not fit is
+the type widened, and only where no stored value can be lost by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+from dagster_tools.errors import BadValue, SchemaConflict
+from dagster_tools.postgres.column_types import PgType
+from dagster_tools.postgres.columns import Column, ExistingColumn, ExistingTable
+from dagster_tools.postgres.names import MATERIALIZATION_ID, Table
+from dagster_tools.postgres.wire import fit
+
+__all__ = ["Evolution", "Widening", "check_values", "plan_evolution", "widened_type"]
+
+WIDENINGS: Mapping[str, tuple[str, ...]] = {
+    "smallint": ("integer", "bigint", "numeric"),
+    "integer": ("bigint", "numeric"),
+    "bigint": ("numeric",),
+    "real": ("double precision",),
+    "character varying": ("text",),
+    "character": ("text",),
+}
+"""Types that hold every value of the one before them, and give it back unchanged."""
+
+Chunks = Callable[[str], Iterable[pa.Array]]
+"""Yields the arrays of one column of the frame, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Widening:
+    """A change of a column's type, which rewrites the table.
+
+    Args:
+        empty: The column holds no value, so that any type may follow.
+    """
+
+    column: str
+    old: PgType
+    new: PgType
+    empty: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Evolution:
+    """What a write changes in an existing table before it moves a row.
+
+    Args:
+        additions: Columns the table lacks.
+        not_null, nonnegative, unique, index: Columns that get a modifier declared later.
+        primary_key: A primary key declared later, or nothing.
+        targets: What the values of each column of the frame are encoded as, afterwards.
+    """
+
+    targets: Mapping[str, PgType]
+    additions: tuple[Column, ...] = ()
+    widenings: tuple[Widening, ...] = ()
+    not_null: tuple[str, ...] = ()
+    nonnegative: tuple[str, ...] = ()
+    unique: tuple[str, ...] = ()
+    index: tuple[str, ...] = ()
+    primary_key: tuple[str, ...] = ()
+
+
+def plan_evolution(
+    existing: ExistingTable,
+    wanted: Sequence[Column],
+    schema: pa.Schema,
+    chunks: Chunks,
+    *,
+    storage: Mapping[str, PgType],
+    primary_key: tuple[str, ...],
+    mode: Literal["evolve", "strict"],
+    holds_no_value: Callable[[str], bool],
+) -> Evolution:
+    """Decide what changes in the table so that it takes the frame.
+
+    Args:
+        chunks: The frame's values as far as they are known: all of a frame in memory,
+            the first batch of a stream.
+        storage: What each wanted column is encoded as where it does not exist yet.
+        holds_no_value: Asks the server whether a column is NULL in every row.
+
+    Raises:
+        SchemaConflict: Table and frame cannot both be right, or `strict` forbids the change.
+        BadValue: A value fits neither the column nor a wider one.
+    """
+    _check_present(existing, schema.names, mode)
+    targets: dict[str, PgType] = {}
+    additions: list[Column] = []
+    widenings: list[Widening] = []
+    for column in wanted:
+        present = existing.column(column.name)
+        field = schema.field(column.name) if column.name in schema.names else None
+        if present is None:
+            additions.append(column)
+            targets[column.name] = storage[column.name]
+            if field is not None:
+                check_values(field, chunks(column.name), targets[column.name], column.not_null)
+            continue
+        settled = _settle(existing.table, present, column, field, chunks, mode, holds_no_value)
+        if isinstance(settled, Widening):
+            widenings.append(settled)
+            targets[column.name] = settled.new
+        else:
+            targets[column.name] = settled
+    if additions and mode == "strict":
+        raise SchemaConflict(
+            f"{existing.table} has no columns {[column.name for column in additions]}, and "
+            "schema_evolution is 'strict'. Its columns are "
+            f"{_own_columns(existing)}. {_add_statements(existing.table, additions)}"
+        )
+    return Evolution(
+        targets=targets,
+        additions=tuple(additions),
+        widenings=tuple(widenings),
+        **_later_modifiers(existing, wanted, primary_key),
+    )
+
+
+def check_values(
+    field: pa.Field, chunks: Iterable[pa.Array], target: PgType, not_null: bool
+) -> None:
+    """Raise unless every value fits."""
+    row = 0
+    for chunk in chunks:
+        if not_null and chunk.null_count:
+            nulls = chunk.is_null()
+            raise BadValue(
+                "is NULL, and the column is NOT NULL",
+                column=field.name,
+                row=row + nulls.index(True).as_py(),
+            )
+        fit(chunk, field, target, first_row=row)
+        row += len(chunk)
+
+
+def widened_type(
+    old: PgType, field: pa.Field, chunks: Iterable[pa.Array], *, not_null: bool = False
+) -> PgType | None:
+    """Return the narrowest wider type that takes the values, None where there is none."""
+    if old.array:
+        return None
+    candidates = [PgType(name) for name in WIDENINGS.get(old.name, ())]
+    if old.name == "numeric" and old.modifiers:
+        candidates.append(PgType("numeric"))
+    values = list(chunks)
+    for candidate in candidates:
+        try:
+            check_values(field, values, candidate, not_null)
+        except (BadValue, SchemaConflict):
+            continue
+        return candidate
+    return None
+
+
+def _settle(
+    table: Table,
+    present: ExistingColumn,
+    wanted: Column,
+    field: pa.Field | None,
+    chunks: Chunks,
+    mode: Literal["evolve", "strict"],
+    holds_no_value: Callable[[str], bool],
+) -> PgType | Widening:
+    """Return the storage type the values go into, or the widening they need."""
+    name = present.name
+    if present.filled_by_server:
+        if field is None:
+            return present.storage
+        raise SchemaConflict(
+            f"column {name!r} of {table} is generated by the server and takes no values. "
+            "Leave it out of the frame."
+        )
+    if wanted.declared and not _same(present.type, wanted.type):
+        return _redeclare(table, present, wanted, mode, holds_no_value)
+    if field is None:
+        return present.storage
+    not_null = present.not_null or wanted.not_null
+    try:
+        check_values(field, chunks(name), present.storage, not_null)
+    except (BadValue, SchemaConflict) as error:
+        if mode == "strict" or wanted.declared:
+            raise
+        return _widen(table, present, wanted, field, chunks, not_null, holds_no_value, error)
+    return present.storage
+
+
+def _widen(
+    table: Table,
+    present: ExistingColumn,
+    wanted: Column,
+    field: pa.Field,
+    chunks: Chunks,
+    not_null: bool,
+    holds_no_value: Callable[[str], bool],
+    reason: BadValue | SchemaConflict,
+) -> Widening:
+    wider = widened_type(present.type, field, chunks(present.name), not_null=not_null)
+    if wider is not None:
+        return Widening(present.name, present.type, wider)
+    if wanted.type != present.type and holds_no_value(present.name):
+        return Widening(present.name, present.type, wanted.type, empty=True)
+    if isinstance(reason, BadValue):
+        raise reason
+    raise SchemaConflict(f"{reason} {_alter_statement(table, present.name, wanted.type)}")
+
+
+def _redeclare(
+    table: Table,
+    present: ExistingColumn,
+    wanted: Column,
+    mode: Literal["evolve", "strict"],
+    holds_no_value: Callable[[str], bool],
+) -> PgType | Widening:
+    if mode == "evolve":
+        if wanted.type.name in WIDENINGS.get(present.type.name, ()) and not wanted.type.array:
+            return Widening(present.name, present.type, wanted.type)
+        if present.type.name in WIDENINGS.get(wanted.type.name, ()):
+            return present.storage
+        if holds_no_value(present.name):
+            return Widening(present.name, present.type, wanted.type, empty=True)
+    raise SchemaConflict(
+        f"column {present.name!r} of {table} is {present.type}, and the asset declares "
+        f"{wanted.type}. Declare {present.type}, or change the table: "
+        f"{_alter_statement(table, present.name, wanted.type)}"
+    )
+
+
+def _same(present: PgType, declared: PgType) -> bool:
+    """Whether a declaration means the existing type: modifiers left out are left open."""
+    if present.array != declared.array or declared.modifiers not in ((), present.modifiers):
+        return False
+    # A type outside the search path is spelled with its schema by format_type.
+    return present.name == declared.name or present.name.endswith(f".{declared.name}")
+
+
+def _check_present(
+    existing: ExistingTable, names: Sequence[str], mode: Literal["evolve", "strict"]
+) -> None:
+    absent = [
+        column
+        for column in existing.columns
+        if column.name not in names
+        and column.name != MATERIALIZATION_ID
+        and not column.filled_by_server
+    ]
+    needed = [column.name for column in absent if column.not_null and not column.has_default]
+    if needed:
+        raise SchemaConflict(
+            f"The frame lacks columns {needed}, which are NOT NULL without a default in "
+            f"{existing.table}. Its columns are {list(names)}."
+        )
+    if absent and mode == "strict":
+        raise SchemaConflict(
+            f"The frame lacks columns {[column.name for column in absent]} of {existing.table}, "
+            f"and schema_evolution is 'strict'. Its columns are {list(names)}."
+        )
+
+
+def _later_modifiers(
+    existing: ExistingTable, wanted: Sequence[Column], primary_key: tuple[str, ...]
+) -> dict[str, tuple[str, ...]]:
+    present = {column.name: existing.column(column.name) for column in wanted}
+
+    def lacking(has: Callable[[Column], bool]) -> tuple[str, ...]:
+        return tuple(column.name for column in wanted if not has(column))
+
+    key = primary_key if existing.primary_key != primary_key else ()
+    if key and existing.primary_key:
+        if set(key) == set(existing.primary_key):
+            key = ()
+        else:
+            raise SchemaConflict(
+                f"{existing.table} has the primary key {list(existing.primary_key)}, and the "
+                f"asset declares {list(primary_key)}. A table has one: declare "
+                "the existing one, or drop it from the table first."
+            )
+    return {
+        "primary_key": key,
+        "not_null": lacking(
+            lambda column: not column.not_null
+            or column.name in key
+            or (found := present[column.name]) is not None
+            and found.not_null
+        ),
+        "nonnegative": lacking(
+            lambda column: not column.nonnegative
+            or any(column.name in check and "nonnegative" in check for check in existing.checks)
+            or any(check.endswith(f"{column.name}_check") for check in existing.checks)
+        ),
+        "unique": lacking(
+            lambda column: not column.unique or existing.has_index([column.name], unique=True)
+        ),
+        "index": lacking(
+            lambda column: not column.index or existing.has_index([column.name], unique=False)
+        ),
+    }
+
+
+def _own_columns(existing: ExistingTable) -> list[str]:
+    return [column.name for column in existing.columns if column.name != MATERIALIZATION_ID]
+
+
+def _alter_statement(table: Table, column: str, type_: PgType) -> str:
+    quoted = '"' + column.replace('"', '""') + '"'
+    return f"ALTER TABLE {table} ALTER COLUMN {quoted} TYPE {type_} USING {quoted}::{type_};"
+
+
+def _add_statements(table: Table, columns: Sequence[Column]) -> str:
+    quoted = (('"' + column.name.replace('"', '""') + '"', column.type) for column in columns)
+    return " ".join(f"ALTER TABLE {table} ADD COLUMN {name} {type_};" for name, type_ in quoted)

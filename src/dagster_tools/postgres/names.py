@@ -1,0 +1,134 @@
+"""Names of PostgreSQL objects: refused where the server would change them silently.
+
+PostgreSQL cuts an identifier after 63 bytes without an error, and libpq cuts it
+at a NUL (documentation, "Identifiers and Key Words"). Two columns can so become
+one, and a table another. Every name is therefore checked before it is sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from dagster_tools.errors import ConfigurationError
+
+__all__ = [
+    "MATERIALIZATION_ID",
+    "MAX_COLUMNS",
+    "Table",
+    "check_column_names",
+    "check_identifier",
+    "derived_name",
+]
+
+MAX_BYTES = 63
+MAX_COLUMNS = 1600 - 1
+"""Columns a frame may have: the server's limit less `materialization_id`."""
+
+MATERIALIZATION_ID = "materialization_id"
+"""The column that links each row to the materialization that wrote it."""
+
+SYSTEM_COLUMNS = frozenset({"ctid", "xmin", "xmax", "cmin", "cmax", "tableoid"})
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table's qualified name, valid by construction."""
+
+    schema: str
+    name: str
+
+    def __post_init__(self) -> None:
+        check_identifier("schema", self.schema)
+        if self.schema.startswith("pg_"):
+            raise ConfigurationError(
+                f"schema {self.schema!r}: PostgreSQL reserves names that begin with 'pg_' "
+                "for itself. Choose another schema."
+            )
+        check_identifier("table", self.name)
+
+    @property
+    def identifier(self) -> sql.Identifier:
+        return sql.Identifier(self.schema, self.name)
+
+    def __str__(self) -> str:
+        return f"{_displayed(self.schema)}.{_displayed(self.name)}"
+
+
+def check_identifier(kind: str, name: object) -> str:
+    """Return `name` if the server stores it unchanged; say why not otherwise."""
+    if not isinstance(name, str):
+        raise ConfigurationError(
+            f"{kind} name {name!r} is of type {type(name).__name__}; names must be text."
+        )
+    if not name:
+        raise ConfigurationError(f"{kind} name is empty; PostgreSQL has no empty names.")
+    if "\0" in name:
+        raise ConfigurationError(
+            f"{kind} name {name!r} contains a NUL character; the server would see "
+            f"{name.split(chr(0))[0]!r} only."
+        )
+    try:
+        encoded = name.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(
+            f"{kind} name {ascii(name)} contains a lone surrogate, which has no UTF-8 form."
+        ) from None
+    if len(encoded) > MAX_BYTES:
+        kept = encoded[:MAX_BYTES].decode(errors="ignore")
+        raise ConfigurationError(
+            f"{kind} name {name!r} is {len(encoded)} bytes long; PostgreSQL keeps {MAX_BYTES} "
+            f"bytes and would store it as {kept!r}. Choose a shorter name."
+        )
+    return name
+
+
+def check_column_names(names: Sequence[object]) -> None:
+    """Refuse column names the table could not hold as they are."""
+    if not names:
+        raise ConfigurationError("The frame has no columns; a table needs at least one.")
+    if len(names) > MAX_COLUMNS:
+        raise ConfigurationError(
+            f"The frame has {len(names)} columns; PostgreSQL tables hold at most "
+            f"{MAX_COLUMNS} and {MATERIALIZATION_ID}."
+        )
+    seen: dict[str, int] = {}
+    for position, name in enumerate(names):
+        column = check_identifier("column", name)
+        if column in seen:
+            raise ConfigurationError(
+                f"Columns {seen[column]} and {position} are both named {column!r}."
+            )
+        seen[column] = position
+        if column in SYSTEM_COLUMNS:
+            raise ConfigurationError(
+                f"Column {column!r} has the name of a PostgreSQL system column. Rename it."
+            )
+        if column == MATERIALIZATION_ID:
+            raise ConfigurationError(
+                f"Column {MATERIALIZATION_ID!r} is the one that links rows to their "
+                "materialization; it is added on output. Rename or drop yours."
+            )
+
+
+def derived_name(*parts: str, suffix: str) -> str:
+    """Return a name made of `parts`, within 63 bytes and still its own.
+
+    Names that fit stay readable (`routes_pkey`); longer ones end in a hash of
+    the whole, so that two long tables do not share an index name.
+    """
+    whole = "_".join((*parts, suffix))
+    if len(whole.encode()) <= MAX_BYTES:
+        return whole
+    digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=5).hexdigest()
+    ending = f"_{digest}_{suffix}"
+    room = MAX_BYTES - len(ending)
+    return "_".join(parts).encode()[:room].decode(errors="ignore") + ending
+
+
+def _displayed(name: str) -> str:
+    plain = name.isascii() and name.replace("_", "a").isalnum() and name == name.lower()
+    return name if plain and not name[0].isdigit() else '"' + name.replace('"', '""') + '"'

@@ -1,0 +1,319 @@
+"""Who wrote what: the tracking tables, and the locks that make writers take turns."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+from psycopg import errors as sql_errors
+from psycopg import sql
+from psycopg.sql import Identifier
+
+from dagster_tools.errors import DatabaseError
+from dagster_tools.postgres.connection import Connection, transaction, translated
+from dagster_tools.postgres.ddl import MATERIALIZATION_SETTING, compose_create_schema
+from dagster_tools.postgres.names import Table
+
+__all__ = [
+    "Lineage",
+    "Partition",
+    "Stored",
+    "Tracking",
+    "create_schema",
+    "lock_table",
+]
+
+_DDL = resources.files(__package__).joinpath("tracking.sql").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """What a write is for: one asset, some of its partitions, one run.
+
+    Args:
+        asset_key: As Dagster escapes it: `a/b`.
+        partition_keys: The partitions this write replaces; `(None,)` for an unpartitioned asset.
+    """
+
+    asset_key: str
+    run_id: str
+    partition_keys: tuple[str | None, ...] = (None,)
+
+    @property
+    def partitioned(self) -> bool:
+        return self.partition_keys != (None,)
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """One asset and partition, locked by the transaction that writes it.
+
+    Args:
+        asset_id: Its row in the tracking tables.
+        materialization_id: The number the new rows bear.
+    """
+
+    key: str | None
+    asset_id: int
+    materialization_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where one partition's rows are, and which materializations wrote them."""
+
+    asset_id: int
+    partition_key: str | None
+    table: Table
+    materialization_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tracking:
+    """The tracking tables in one schema."""
+
+    schema: str
+
+    @property
+    def assets(self) -> Identifier:
+        return Identifier(self.schema, "assets")
+
+    @property
+    def materializations(self) -> Identifier:
+        return Identifier(self.schema, "materializations")
+
+    def create(self, connection: Connection) -> None:
+        """Create the tracking tables where they are missing; one of many starters does it."""
+        create_schema(connection, self.schema)
+        statement = sql.SQL(_DDL).format(schema=Identifier(self.schema))
+        with translated("creating the tracking tables"), transaction(connection):
+            _lock(connection, "tracking", self.schema)
+            if not self._exists(connection):
+                # The simple protocol takes several statements at once, the extended one does not.
+                connection.cursor().execute(statement, prepare=False)
+
+    def lock_partitions(
+        self, connection: Connection, table: Table, lineage: Lineage
+    ) -> list[Partition]:
+        """Wait for other writers of the same partitions, and number the materialization of each.
+
+        The lock is the partition's row in `assets`: ten thousand partitions are ten
+        thousand row locks, which PostgreSQL keeps on disk, not in its lock table.
+        All writers insert and lock in the order of the keys, so none waits in a circle.
+        """
+        keys = sorted(lineage.partition_keys, key=lambda key: key or "")
+        with translated(f"recording the materialization in {self.schema}"):
+            connection.execute(
+                sql.SQL(
+                    """
+                    INSERT INTO {} (asset_key, partition_key, schema, "table")
+                    SELECT $1, key, $3, $4
+                    FROM pg_catalog.unnest($2::text[]) AS key
+                    ON CONFLICT DO NOTHING
+                    """
+                ).format(self.assets),
+                [lineage.asset_key, keys, table.schema, table.name],
+            )
+            locked = connection.execute(
+                sql.SQL(
+                    """
+                    SELECT a.partition_key, a.id, a.schema, a."table"
+                    FROM {} AS a
+                    WHERE a.asset_key = $1
+                      AND (a.partition_key = ANY ($2::text[])
+                           OR $3 AND a.partition_key IS NULL)
+                    ORDER BY a.partition_key COLLATE "C" NULLS FIRST
+                    FOR NO KEY UPDATE
+                    """
+                ).format(self.assets),
+                [lineage.asset_key, [key for key in keys if key is not None], None in keys],
+            ).fetchall()
+            moved = [row[1] for row in locked if (row[2], row[3]) != (table.schema, table.name)]
+            if moved:
+                connection.execute(
+                    sql.SQL(
+                        'UPDATE {} SET schema = $1, "table" = $2 WHERE id = ANY ($3)'
+                    ).format(self.assets),
+                    [table.schema, table.name, moved],
+                )
+            numbers = connection.execute(
+                sql.SQL(
+                    """
+                    SELECT pg_catalog.nextval(pg_catalog.pg_get_serial_sequence($1, 'id'))::integer
+                    FROM pg_catalog.generate_series(1, $2)
+                    """
+                ),
+                [self.materializations.as_string(), len(locked)],
+            ).fetchall()
+        numbered = {row[0]: (row[1], number) for row, (number,) in zip(locked, numbers, strict=True)}
+        return [Partition(key, *numbered[key]) for key in lineage.partition_keys]
+
+    def set_materialization(self, connection: Connection, partition: Partition) -> None:
+        """Let rows that triggers or a user's statements insert bear this materialization."""
+        connection.execute(
+            "SELECT pg_catalog.set_config($1, $2, true)",
+            [MATERIALIZATION_SETTING, str(partition.materialization_id)],
+        )
+
+    def fetch_earlier(
+        self, connection: Connection, partitions: Sequence[Partition]
+    ) -> dict[int, str | None]:
+        """Return the earlier materializations of these partitions, each with its partition."""
+        keys = {partition.asset_id: partition.key for partition in partitions}
+        with translated(f"reading {self.schema}.materializations"):
+            rows = connection.execute(
+                sql.SQL("SELECT id, asset_id FROM {} WHERE asset_id = ANY ($1)").format(
+                    self.materializations
+                ),
+                [list(keys)],
+            ).fetchall()
+        return {row[0]: keys[row[1]] for row in rows}
+
+    def record(
+        self,
+        connection: Connection,
+        lineage: Lineage,
+        partitions: Sequence[Partition],
+        inserted: Mapping[str | None, int],
+        deleted: Mapping[str | None, int],
+    ) -> None:
+        """Record one materialization for each partition, with what it did to the rows."""
+        with translated(f"recording the materialization in {self.schema}"):
+            connection.execute(
+                sql.SQL(
+                    """
+                    INSERT INTO {} (
+                        id, run_id, asset_id,
+                        rows_inserted, rows_updated, rows_deleted, rows_unchanged
+                    )
+                    SELECT id, $1, asset_id, inserted, 0, deleted, 0
+                    FROM ROWS FROM (
+                        pg_catalog.unnest($2::integer[]),
+                        pg_catalog.unnest($3::integer[]),
+                        pg_catalog.unnest($4::bigint[]),
+                        pg_catalog.unnest($5::bigint[])
+                    ) AS written (id, asset_id, inserted, deleted)
+                    """
+                ).format(self.materializations),
+                [
+                    lineage.run_id,
+                    [partition.materialization_id for partition in partitions],
+                    [partition.asset_id for partition in partitions],
+                    [inserted.get(partition.key, 0) for partition in partitions],
+                    [deleted.get(partition.key, 0) for partition in partitions],
+                ],
+            )
+
+    def fetch_stored(
+        self, connection: Connection, asset_key: str, partition_keys: Sequence[str] | None
+    ) -> list[Stored]:
+        """Return where an asset's partitions are, and what wrote them.
+
+        Args:
+            partition_keys: Those asked for; None for an unpartitioned asset, or for all
+                partitions of one that has them. An asset that became partitioned, or
+                stopped being, has both forms: the one materialized last is meant.
+        """
+        with translated(f"reading {self.schema}.assets"):
+            rows = connection.execute(
+                sql.SQL(
+                    """
+                    SELECT a.id, a.partition_key, a.schema, a."table",
+                           pg_catalog.array_agg(m.id ORDER BY m.id)
+                    FROM {} AS a
+                    JOIN {} AS m ON m.asset_id = a.id
+                    WHERE a.asset_key = $1
+                      AND ($2::text[] IS NULL OR a.partition_key = ANY ($2))
+                    GROUP BY a.id
+                    ORDER BY a.partition_key
+                    """
+                ).format(self.assets, self.materializations),
+                [asset_key, None if partition_keys is None else list(partition_keys)],
+            ).fetchall()
+        stored = [Stored(row[0], row[1], Table(row[2], row[3]), tuple(row[4])) for row in rows]
+        if partition_keys is not None or not stored:
+            return stored
+        newest = max(stored, key=lambda item: item.materialization_ids[-1])
+        unpartitioned = newest.partition_key is None
+        return [item for item in stored if (item.partition_key is None) == unpartitioned]
+
+    def has_other_owners(
+        self, connection: Connection, table: Table, asset_key: str, asset_ids: Sequence[int] = ()
+    ) -> bool:
+        """Whether anything but these partitions of the asset has rows in the table.
+
+        Args:
+            asset_ids: Rows of `assets` that do not count; without them, the asset's
+                unpartitioned form does not.
+        """
+        with translated(f"reading {self.schema}.assets"):
+            row = connection.execute(
+                sql.SQL(
+                    """
+                    SELECT EXISTS (
+                        SELECT
+                        FROM {}
+                        WHERE schema = $1
+                          AND "table" = $2
+                          AND id <> ALL ($3::integer[])
+                          AND NOT (asset_key = $4 AND partition_key IS NULL AND $3 = '{{}}')
+                    )
+                    """
+                ).format(self.assets),
+                [table.schema, table.name, list(asset_ids), asset_key],
+            ).fetchone()
+        return row is not None and bool(row[0])
+
+    def _exists(self, connection: Connection) -> bool:
+        row = connection.execute(
+            "SELECT pg_catalog.to_regclass($1) IS NOT NULL",
+            [self.materializations.as_string()],
+        ).fetchone()
+        return row is not None and bool(row[0])
+
+
+def create_schema(connection: Connection, schema: str) -> None:
+    """Create a schema where it is missing, in a transaction of its own.
+
+    `CREATE SCHEMA IF NOT EXISTS` asks for CREATE on the database even where the schema
+    exists, and two of them at once fail on pg_namespace; so: lock, look, create.
+    """
+    step = f"creating schema {schema!r}"
+    with translated(step), transaction(connection):
+        _lock(connection, "schema", schema)
+        found = connection.execute(
+            "SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1", [schema]
+        ).fetchone()
+        if found is not None:
+            return
+        try:
+            with connection.transaction():
+                connection.execute(compose_create_schema(schema))
+        except sql_errors.InsufficientPrivilege:
+            raise DatabaseError(
+                f"Schema {schema!r} does not exist and this role may not create it. Ask an "
+                f"administrator for: CREATE SCHEMA {sql.Identifier(schema).as_string()} "
+                "AUTHORIZATION <role>, or for GRANT CREATE ON DATABASE.",
+                sqlstate="42501",
+                step=step,
+            ) from None
+
+
+def lock_table(connection: Connection, table: Table, *, first_write: bool) -> None:
+    """Hold the table's name until the transaction ends.
+
+    Writers of different partitions hold it together; the first write of a table, which
+    creates it, holds it alone.
+    """
+    _lock(connection, "table", table.schema, table.name, shared=not first_write)
+
+
+def _lock(connection: Connection, *what: str, shared: bool = False) -> None:
+    digest = hashlib.blake2b("\0".join(("dagster_tools", *what)).encode(), digest_size=8).digest()
+    function = "pg_advisory_xact_lock_shared" if shared else "pg_advisory_xact_lock"
+    connection.execute(
+        sql.SQL("SELECT pg_catalog.{}($1)").format(Identifier(function)),
+        [int.from_bytes(digest, "big", signed=True)],
+    )

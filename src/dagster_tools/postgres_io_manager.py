@@ -1,0 +1,585 @@
+"""Dagster's contexts ⇄ requests to the core. No SQL and no frame code here."""
+
+# No `from __future__ import annotations`: Dagster finds ResourceDependency fields by their
+# evaluated annotations when the class is made (dagster 1.13, _config/pythonic_config/typing_utils).
+
+import time
+import types
+import typing
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import pyarrow as pa
+from pydantic import Field
+
+from dagster_tools import frames
+from dagster_tools.errors import ConfigurationError, DagsterToolsError, MaterializationNotFound
+from dagster_tools.partitioning import assign_partitions, join_partitions
+from dagster_tools.postgres.catalog import fetch_catalog, fetch_storage
+from dagster_tools.postgres.column_types import arrow_hint
+from dagster_tools.postgres.columns import ExistingTable
+from dagster_tools.postgres.connection import ConnectionSettings, connect, url_settings
+from dagster_tools.postgres.names import MATERIALIZATION_ID, Table, check_column_names
+from dagster_tools.postgres.options import (
+    INPUT_KEYS,
+    OUTPUT_KEYS,
+    InputOptions,
+    OutputOptions,
+    misspelled_keys,
+    parse_boolean,
+)
+from dagster_tools.postgres.read import Request, read_by_partition, read_table
+from dagster_tools.postgres.tracking import Lineage, Tracking
+from dagster_tools.postgres.write import Written, write_table
+
+if TYPE_CHECKING:
+    import psycopg
+
+__all__ = ["PostgresIOManager", "PostgresResource"]
+
+DEFAULT_SCHEMA = "public"
+SECONDS_BETWEEN_PROGRESS = 10.0
+
+
+class PostgresResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # generic for factories only
+    """Where PostgreSQL is, and as whom to connect.
+
+    Every field may be left out: libpq's own environment (`PGHOST`, `PGPASSWORD`, the service
+    file, `.pgpass`) then decides, as it does for `psql`.
+
+    Example:
+        >>> PostgresResource(host="db", dbname="analytics", user="etl")
+        PostgresResource(host='db', dbname='analytics', user='etl')
+    """
+
+    host: str | None = Field(default=None, description="Host name, address or socket directory.")
+    port: int | None = Field(default=None, description="Port; 5432 unless libpq says otherwise.")
+    dbname: str | None = Field(default=None, description="Database.")
+    user: str | None = Field(default=None, description="Role to connect as.")
+    password: str | None = Field(
+        default=None,
+        description="Password; better an EnvVar than a literal.",
+        json_schema_extra={"dagster__is_secret": True},
+        repr=False,
+    )
+    sslmode: str | None = Field(
+        default=None, description="libpq's sslmode; 'verify-full' proves who the server is."
+    )
+    sslrootcert: str | None = Field(
+        default=None, description="File of the authority that signed the server's certificate."
+    )
+    sslcert: str | None = Field(default=None, description="File of the client's certificate.")
+    sslkey: str | None = Field(default=None, description="File of the client's key.")
+    connect_timeout: int | None = Field(
+        default=None, description="Seconds to wait for a connection; 10 unless libpq says otherwise."
+    )
+    application_name: str | None = Field(
+        default=None, description="Name the server shows for the session."
+    )
+
+    @classmethod
+    def from_url(cls, url: str) -> "PostgresResource":
+        """Return the resource a `postgresql://` URL describes.
+
+        Raises:
+            ConfigurationError: It is no such URL; the message does not repeat it.
+        """
+        settings = url_settings(url)
+        return cls(**{item.name: getattr(settings, item.name) for item in fields(settings)})
+
+    @contextmanager
+    def get_connection(self) -> "Iterator[psycopg.Connection]":
+        """Open a psycopg connection: committed when the block ends, rolled back when it fails."""
+        with closing(connect(self.settings())) as connection:
+            connection.cursor_factory = _plain_cursor()
+            with connection.transaction():
+                yield connection
+
+    def settings(self) -> ConnectionSettings:
+        values = {item.name: _resolved(getattr(self, item.name)) for item in fields(ConnectionSettings)}
+        return ConnectionSettings(**values)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            if value is not None:
+                yield name, "***" if name == "password" else value
+
+    def __str__(self) -> str:
+        return repr(self)
+
+
+class PostgresIOManager(dg.ConfigurableIOManager):
+    """Keep assets in PostgreSQL: what an asset returns is a table, what it takes came from one.
+
+    Example:
+        >>> import dagster as dg
+        >>> dg.Definitions(
+        ...     resources={
+        ...         "io_manager": PostgresIOManager(
+        ...             connection=PostgresResource(host="db", password=dg.EnvVar("PGPASSWORD")),
+        ...             schema="analytics",
+        ...         )
+        ...     }
+        ... )  # doctest: +SKIP
+    """
+
+    connection: dg.ResourceDependency[PostgresResource | None]
+    production: dg.ResourceDependency[PostgresResource | None]
+    schema_: str | None = Field(
+        default=None,
+        alias="schema",
+        description="Schema of assets whose metadata names none.",
+    )
+    tracking_schema: str = Field(
+        default="meta", description="Schema of the tables that say which run wrote which rows."
+    )
+
+    def __init__(self, **values: Any) -> None:
+        known = {"schema"} | set(type(self).model_fields)
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigurationError(
+                f"PostgresIOManager has no {unknown}; it has {sorted(known - {'schema_'})}."
+            )
+        # A resource dependency has no class default; None means libpq's environment.
+        super().__init__(**{"connection": None, "production": None} | values)
+
+    @classmethod
+    def _is_dagster_maintained(cls) -> bool:
+        return False
+
+    def handle_output(self, context: dg.OutputContext, obj: object) -> None:
+        """Store what an asset or op returned, all or nothing; see `write_table`."""
+        if obj is None:
+            return
+        output = _Output.of(context, self)
+        try:
+            self._write(context, output, obj)
+        except DagsterToolsError as error:
+            error.about(output.label)
+            raise
+
+    def load_input(self, context: dg.InputContext) -> object:
+        """Load what an asset or op takes, as the class its annotation asks for."""
+        asked = _Asked.by(context)
+        try:
+            return self._read(context, asked)
+        except MaterializationNotFound:
+            if asked.optional:
+                return None
+            raise
+
+    # --- out --------------------------------------------------------------------------------
+
+    def _write(self, context: dg.OutputContext, output: "_Output", obj: object) -> None:
+        started = time.monotonic()
+        tracking = Tracking(_resolved(self.tracking_schema))
+        with closing(connect(_settings(self.connection))) as connection:
+            catalog = fetch_catalog(connection, output.table, tracking.schema)
+            declared = list(output.options.columns.values())
+            storage = fetch_storage(connection, declared)
+            if catalog.existing is not None:
+                storage |= {column.name: column.storage for column in catalog.existing.columns}
+            hints = {name: hint for name, type_ in storage.items() if (hint := arrow_hint(type_))}
+            data, by_partition = _rows(context, output, obj, hints)
+            written = write_table(
+                connection,
+                output.table,
+                data,
+                options=output.options,
+                lineage=output.lineage,
+                tracking=tracking,
+                log=context.log,
+                by_partition=by_partition,
+                progress=_Progress(context.log, f"to {output.table}"),
+            )
+        if written.rows == 0:
+            context.log.warning(
+                f"Empty DataFrame received for asset {output.name}. "
+                "The database table will not be created."
+            )
+        context.add_output_metadata(
+            _output_metadata(written, time.monotonic() - started, output.lineage)
+        )
+
+    # --- in ---------------------------------------------------------------------------------
+
+    def _read(self, context: dg.InputContext, asked: "_Asked") -> object:
+        request, environment = _request(context, self, asked)
+        settings = self._environment(environment, request.asset_key)
+        tracking = Tracking(_resolved(self.tracking_schema))
+        if asked.by_partition:
+            loaded: object = {
+                key: frames.from_arrow(stream, asked.frame_class)
+                for key, stream in read_by_partition(settings, tracking, request)
+            }
+        else:
+            loaded = frames.from_arrow(read_table(settings, tracking, request), asked.frame_class)
+        _observe(context, loaded, environment or "development")
+        return loaded
+
+    def _environment(self, environment: str | None, asset: str) -> ConnectionSettings:
+        if environment != "production":
+            return _settings(self.connection)
+        if self.production is None:
+            raise ConfigurationError(
+                f"asset {asset} is to be loaded from production, and the IO manager has no "
+                "production connection. Give it one: "
+                "PostgresIOManager(connection=…, production=PostgresResource(host=…))."
+            )
+        return _settings(self.production)
+
+
+# --- what an output is ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """One output, in the core's words.
+
+    Args:
+        name: What messages call it, as Dagster's users do.
+        label: The same with its kind.
+    """
+
+    name: str
+    label: str
+    table: Table
+    options: OutputOptions
+    lineage: Lineage
+
+    @classmethod
+    def of(cls, context: dg.OutputContext, manager: PostgresIOManager) -> "_Output":
+        name = _output_name(context)
+        # What the run says wins over the definition; context.output_metadata holds both kinds
+        # of the run's: Output(metadata=…) and add_output_metadata.
+        metadata = _unwrapped(context.definition_metadata) | _unwrapped(context.output_metadata)
+        for slip, right in misspelled_keys(metadata, OUTPUT_KEYS).items():
+            context.log.warning(f"Metadata {slip!r} of {name} is ignored; is {right!r} meant?")
+        options = OutputOptions.from_metadata(metadata, name)
+        prefix = list(context.asset_key.path[:-1]) if context.has_asset_key else []
+        table = Table(
+            options.schema or _manager_schema(manager) or (prefix[-1] if prefix else DEFAULT_SCHEMA),
+            options.table or (context.asset_key.path[-1] if context.has_asset_key else context.name),
+        )
+        lineage = Lineage(_tracked_key(context), context.run_id, _output_partitions(context))
+        kind = "asset" if context.has_asset_key else "output"
+        return cls(name, f"{kind} {name} ({table})", table, options, lineage)
+
+
+def _output_name(context: dg.OutputContext) -> str:
+    return context.asset_key.to_user_string() if context.has_asset_key else context.name
+
+
+def _tracked_key(context: dg.OutputContext) -> str:
+    """Return the key an output is tracked by: the asset's, or job/step/output for an op."""
+    if context.has_asset_key:
+        return context.asset_key.to_escaped_user_string()
+    parts = [_or_none(lambda: context.job_name), context.step_key, context.name]
+    if context.mapping_key is not None and f"[{context.mapping_key}]" not in context.step_key:
+        parts.append(context.mapping_key)
+    return "/".join(part for part in parts if part)
+
+
+def _output_partitions(context: dg.OutputContext) -> tuple[str | None, ...]:
+    if context.has_asset_partitions:
+        return tuple(sorted(map(str, context.asset_partition_keys)))
+    if not context.has_asset_key and context.has_partition_key:
+        return (str(context.partition_key),)
+    return (None,)
+
+
+def _rows(
+    context: dg.OutputContext, output: "_Output", obj: object, hints: Mapping[str, pa.DataType]
+) -> tuple[pa.Table | pa.RecordBatchReader, bool]:
+    """Return the output's rows as Arrow, and whether each is marked with its partition."""
+    keys = [key for key in output.lineage.partition_keys if key is not None]
+    if isinstance(obj, dict):
+        if not keys:
+            raise ConfigurationError(
+                "A dict of frames is for a run over several partitions, and this output has none."
+            )
+        return join_partitions({key: _arrow(context, obj[key], hints) for key in obj}, keys), True
+    rows = _arrow(context, obj, hints)
+    if len(keys) < 2:
+        return rows, False
+    if output.options.partition_expr is None:
+        raise ConfigurationError(
+            f"The run covers {len(keys)} partitions ({keys[0]} to {keys[-1]}), and a single "
+            "frame does not say which row belongs to which. Return a dict of partition key to "
+            "frame, or name the column that tells with metadata={'partition_expr': 'column'}."
+        )
+    if len(rows.schema) == 0:
+        return join_partitions(dict.fromkeys(keys, rows), keys), True
+    definition = context.asset_partitions_def
+    return assign_partitions(rows, output.options.partition_expr, definition, keys), True
+
+
+def _arrow(
+    context: dg.OutputContext, frame: object, hints: Mapping[str, pa.DataType]
+) -> pa.Table | pa.RecordBatchReader:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", frames.IndexDropped)
+        rows = frames.to_arrow(frame, hints)
+    for warning in caught:
+        if issubclass(warning.category, frames.IndexDropped):
+            context.log.warning(str(warning.message))
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    if rows.schema.names:
+        check_column_names(rows.schema.names)
+    return rows
+
+
+def _output_metadata(written: Written, seconds: float, lineage: Lineage) -> dict[str, Any]:
+    metadata: dict[str, Any] = {
+        "dagster/table_name": f"{written.database}.{written.table.schema}.{written.table.name}",
+        "dagster/storage_kind": "postgres",
+        "seconds": round(seconds, 3),
+        "rows_per_second": round(written.rows / seconds) if seconds else 0,
+        "bytes": written.bytes,
+    }
+    if len(lineage.partition_keys) > 1:
+        # Dagster attaches the same metadata to each partition's event; a count for all of
+        # them would be shown as each one's.
+        metadata["rows"] = written.rows
+    elif lineage.partitioned:
+        metadata["dagster/partition_row_count"] = written.rows
+    else:
+        metadata["dagster/row_count"] = written.rows
+    if written.existing is not None:
+        metadata["dagster/column_schema"] = _table_schema(written.existing)
+    return metadata
+
+
+def _table_schema(existing: ExistingTable) -> dg.TableSchema:
+    key = existing.primary_key
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(
+                column.name,
+                type=str(column.type),
+                constraints=dg.TableColumnConstraints(
+                    nullable=not column.not_null,
+                    unique=existing.has_index([column.name], unique=True),
+                    other=["primary key"] if column.name in key else [],
+                ),
+            )
+            for column in existing.columns
+            if column.name != MATERIALIZATION_ID
+        ]
+    )
+
+
+# --- what an input asks for -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What an input's annotation asks for.
+
+    Args:
+        optional: None stands for what was never materialized.
+        by_partition: A dict of partition key to frame.
+    """
+
+    annotation: object
+    optional: bool
+    by_partition: bool
+
+    @classmethod
+    def by(cls, context: dg.InputContext) -> "_Asked":
+        annotation: Any = _or_none(lambda: context.dagster_type.typing_type)
+        annotation, optional = _without_none(annotation)
+        by_partition = typing.get_origin(annotation) is dict
+        if by_partition:
+            annotation = typing.get_args(annotation)[1]
+        elif annotation is dict:
+            by_partition, annotation = True, None
+        return cls(annotation, optional, by_partition)
+
+    @property
+    def frame_class(self) -> type:
+        return frames.frame_class(self.annotation)
+
+
+def _without_none(annotation: object) -> tuple[object, bool]:
+    if typing.get_origin(annotation) in {typing.Union, types.UnionType}:
+        rest = [item for item in typing.get_args(annotation) if item is not type(None)]
+        if len(rest) == 1:
+            return rest[0], True
+    return annotation, False
+
+
+def _request(
+    context: dg.InputContext, manager: PostgresIOManager, asked: _Asked
+) -> tuple[Request, str | None]:
+    """Return what to read, and from which environment."""
+    name = _input_name(context)
+    own = _unwrapped(context.definition_metadata)
+    consumer = _consumer_metadata(context)
+    for slip, right in misspelled_keys(own, INPUT_KEYS).items():
+        context.log.warning(f"Metadata {slip!r} of input {name} is ignored; is {right!r} meant?")
+    environment = _environment_name(own if "environment" in own else consumer, name)
+    options = InputOptions.from_metadata(
+        own, name, full_table=_boolean(consumer, "full_table", name)
+    )
+    upstream = context.upstream_output
+    definition = _unwrapped(upstream.definition_metadata) if upstream is not None else {}
+    written = OutputOptions.from_metadata(definition, name)
+    if context.has_asset_key:
+        path = context.asset_key.path
+        key, last, prefix = context.asset_key.to_escaped_user_string(), path[-1], path[:-1]
+    elif upstream is not None:
+        key, last, prefix = _tracked_key(upstream), upstream.name, ()
+    else:
+        raise ConfigurationError("An input without an asset key and without an upstream output.")
+    table = Table(
+        written.schema or _manager_schema(manager) or (prefix[-1] if prefix else DEFAULT_SCHEMA),
+        written.table or last,
+    )
+    partitions = _input_partitions(context)
+    return Request(key, table, partitions, options, written.columns), environment
+
+
+def _input_name(context: dg.InputContext) -> str:
+    if context.has_asset_key:
+        return context.asset_key.to_user_string()
+    return context.name if context.has_input_name else "input"
+
+
+def _input_partitions(context: dg.InputContext) -> tuple[str, ...] | None:
+    """Return exactly the partitions asked for; ranges and windows raise where these have gaps."""
+    if context.has_asset_key:
+        if context.has_asset_partitions:
+            return tuple(sorted(map(str, context.asset_partition_keys)))
+        return None
+    return (str(context.partition_key),) if context.has_partition_key else None
+
+
+def _consumer_metadata(context: dg.InputContext) -> dict[str, object]:
+    """Return the metadata of the assets that take the input.
+
+    Outside a run there is no consumer; the context in scope there, if any, is another
+    asset's whose body loads this one (`load_asset_value`), and its options are not meant.
+    """
+    if not context.has_input_name:
+        return {}
+    try:
+        running = dg.AssetExecutionContext.get()
+        by_key = running.assets_def.metadata_by_key
+        consumers = [_unwrapped(by_key[key]) for key in running.selected_asset_keys]
+    except dg.DagsterInvariantViolationError:
+        definition = _or_none(lambda: context.op_def)
+        outputs = definition.output_defs if definition is not None else []
+        consumers = [_unwrapped(output.metadata) for output in outputs]
+    merged: dict[str, object] = {}
+    for key in ("environment", "full_table"):
+        said = [metadata[key] for metadata in consumers if key in metadata]
+        if any(value != said[0] for value in said):
+            raise ConfigurationError(
+                f"The assets computed together say different things about {key!r}: {said}. "
+                f"Say it on the input instead: AssetIn(metadata={{{key!r}: …}})."
+            )
+        if said:
+            merged[key] = said[0]
+    return merged
+
+
+def _environment_name(metadata: Mapping[str, object], name: str) -> str | None:
+    environment = metadata.get("environment")
+    if environment in {None, "development", "production"}:
+        return None if environment is None else str(environment)
+    raise ConfigurationError(
+        f"input {name}, metadata 'environment' is {environment!r}; expected 'production' or "
+        "'development'."
+    )
+
+
+def _boolean(metadata: Mapping[str, object], key: str, name: str) -> bool:
+    try:
+        return parse_boolean(metadata.get(key, False))
+    except ValueError as error:
+        raise ConfigurationError(
+            f"input {name}, metadata {key!r} is {metadata[key]!r}; expected {error}."
+        ) from None
+
+
+def _observe(context: dg.InputContext, loaded: object, environment: str) -> None:
+    """Log how much was loaded and from where, as an observation of the upstream asset."""
+    if not (context.has_input_name and context.has_asset_key):
+        return
+    tables = list(loaded.values()) if isinstance(loaded, dict) else [loaded]
+    if all(hasattr(table, "__len__") or isinstance(table, pa.Table) for table in tables):
+        rows = sum(len(table) for table in tables)
+        # An observation of several partitions cannot be made: Dagster asks for the one key.
+        if not context.has_asset_partitions or len(list(context.asset_partition_keys)) == 1:
+            context.add_input_metadata({"rows": rows, "environment": environment})
+        else:
+            context.log.info(f"Loaded {rows} rows of {_input_name(context)} ({environment}).")
+
+
+# --- small things ---------------------------------------------------------------------------
+
+
+class _Progress:
+    """Logs a line every ten seconds; a transfer shorter than that is silent."""
+
+    def __init__(self, log: Any, where: str) -> None:
+        self.log, self.where = log, where
+        self.started = self.last = time.monotonic()
+        self.rows = self.bytes = 0
+
+    def __call__(self, rows: int, size: int) -> None:
+        self.rows, self.bytes = self.rows + rows, self.bytes + size
+        now = time.monotonic()
+        if now - self.last < SECONDS_BETWEEN_PROGRESS:
+            return
+        self.last = now
+        rate = self.rows / (now - self.started)
+        self.log.info(
+            f"{self.rows:,} rows ({self.bytes / 1e6:,.0f} MB) {self.where}, {rate:,.0f} rows/s"
+        )
+
+
+def _settings(resource: PostgresResource | None) -> ConnectionSettings:
+    return resource.settings() if resource is not None else ConnectionSettings()
+
+
+def _manager_schema(manager: PostgresIOManager) -> str | None:
+    schema = _resolved(manager.schema_)
+    return str(schema) if schema is not None else None
+
+
+def _resolved(value: Any) -> Any:
+    """Read an EnvVar; inside a run Dagster has done so already."""
+    return value.get_value() if hasattr(value, "get_value") else value
+
+
+def _unwrapped(metadata: Mapping[str, Any] | None) -> dict[str, object]:
+    return {
+        key: value.value if isinstance(value, dg.MetadataValue) else value
+        for key, value in (metadata or {}).items()
+    }
+
+
+def _or_none(read: Callable[[], Any]) -> Any:
+    """Return what a context property holds, None where this context has no such thing."""
+    try:
+        return read()
+    except (dg.DagsterInvariantViolationError, dg.DagsterInvalidPropertyError, AttributeError):
+        return None
+    except dg.DagsterError:
+        return None
+
+
+def _plain_cursor() -> Any:
+    import psycopg
+
+    return psycopg.Cursor
