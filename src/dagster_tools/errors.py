@@ -60,7 +60,9 @@ class MaterializationNotFound(DagsterToolsError, ValueError):
     """An input was asked for that was never materialized."""
 
     @classmethod
-    def for_partitions(cls, asset_key: str, partition_keys: Sequence[str]) -> MaterializationNotFound:
+    def for_partitions(
+        cls, asset_key: str, partition_keys: Sequence[str]
+    ) -> MaterializationNotFound:
         """Compose the message for partitions of one asset, at most twenty of them by name."""
         shown = list(partition_keys[:20])
         more = len(partition_keys) - len(shown)
@@ -107,7 +109,9 @@ class DatabaseError(DagsterToolsError):
         step: What was being done.
     """
 
-    def __init__(self, message: str, *, sqlstate: str | None = None, step: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, sqlstate: str | None = None, step: str | None = None
+    ) -> None:
         self.sqlstate = sqlstate
         self.step = step
         super().__init__(message)

@@ -8,8 +8,9 @@ partition. That column comes from a `dict` of frames, or from a column of the fr
 from __future__ import annotations
 
 import bisect
-import datetime
+import datetime as dt
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 import dagster as dg
 import pyarrow as pa
@@ -21,7 +22,7 @@ from dagster_tools.postgres.names import MATERIALIZATION_ID
 
 __all__ = ["assign_partitions", "join_partitions"]
 
-Rows = pa.Table | pa.RecordBatchReader
+Rows: TypeAlias = pa.Table | pa.RecordBatchReader
 POSITION = pa.field(MATERIALIZATION_ID, pa.int32())
 
 
@@ -57,9 +58,7 @@ def join_partitions(frames: Mapping[str, Rows], keys: Sequence[str]) -> Rows:
         ]
         return pa.concat_tables(tables) if tables else marked_schema.empty_table()
     batches = (
-        batch
-        for key, rows in present.items()
-        for batch in _marked(rows, schema, positions[key])
+        batch for key, rows in present.items() for batch in _marked(rows, schema, positions[key])
     )
     return pa.RecordBatchReader.from_batches(marked_schema, batches)
 
@@ -81,7 +80,7 @@ def assign_partitions(
         BadValue: A row belongs to none of the run's partitions; names column and row.
     """
     columns = _columns(expression, definition, rows.schema)
-    locate = _locator(definition, columns, keys)
+    locate = _locator(definition, keys)
     if isinstance(rows, pa.Table):
         return rows.append_column(POSITION, _positions(rows, columns, locate, 0))
     return pa.RecordBatchReader.from_batches(
@@ -114,27 +113,26 @@ def _columns(
     return [str(column) for column in columns]
 
 
-def _locator(
-    definition: dg.PartitionsDefinition, columns: Sequence[str], keys: Sequence[str]
-) -> Locator:
+def _locator(definition: dg.PartitionsDefinition, keys: Sequence[str]) -> Locator:
     """Return a function from the values of a row to the position of its partition."""
     if not isinstance(definition, dg.MultiPartitionsDefinition):
         find = _finder(definition, keys)
-        positions = {key: position for position, key in enumerate(keys)}
-        return lambda values: positions.get(find(values[0]) or "")
+        positions: dict[str | None, int] = {key: position for position, key in enumerate(keys)}
+        return lambda values: positions.get(find(values[0]))
     dimensions = definition.partitions_defs
-    wanted = {}
+    wanted: dict[tuple[str | None, ...], int] = {}
     for position, key in enumerate(keys):
         parts = definition.get_partition_key_from_str(key).keys_by_dimension
         wanted[tuple(parts[dimension.name] for dimension in dimensions)] = position
     finders = [
-        _finder(dimension.partitions_def, sorted({parts[index] for parts in wanted}))
+        _finder(dimension.partitions_def, sorted({str(parts[index]) for parts in wanted}))
         for index, dimension in enumerate(dimensions)
     ]
 
     def locate(values: tuple[object, ...]) -> int | None:
-        found = (find(value) for find, value in zip(finders, values, strict=True))
-        return wanted.get(tuple(key or "" for key in found))
+        return wanted.get(
+            tuple(find(value) for find, value in zip(finders, values, strict=True))
+        )
 
     return locate
 
@@ -144,10 +142,8 @@ def _finder(
 ) -> Callable[[object], str | None]:
     if not isinstance(definition, dg.TimeWindowPartitionsDefinition):
         known = set(keys)
-        return lambda value: str(value) if str(value) in known else None
-    windows = sorted(
-        (definition.time_window_for_partition_key(key), key) for key in set(keys)
-    )
+        return lambda value: str(value) if value is not None and str(value) in known else None
+    windows = sorted((definition.time_window_for_partition_key(key), key) for key in set(keys))
     starts = [window.start for window, _key in windows]
     zone = starts[0].tzinfo
 
@@ -163,25 +159,28 @@ def _finder(
 
 
 def _moment(
-    value: object, zone: datetime.tzinfo | None, definition: dg.TimeWindowPartitionsDefinition
-) -> datetime.datetime | None:
+    value: object, zone: dt.tzinfo | None, definition: dg.TimeWindowPartitionsDefinition
+) -> dt.datetime | None:
     """Read a row's time; one without a zone is meant in the zone of the partitions."""
-    if isinstance(value, datetime.datetime):
-        return value if value.tzinfo is not None else value.replace(tzinfo=zone)
-    if isinstance(value, datetime.date):
-        return datetime.datetime(value.year, value.month, value.day, tzinfo=zone)
     if isinstance(value, str):
-        for form in (definition.fmt, None):
-            try:
-                read = (
-                    datetime.datetime.strptime(value, form)
-                    if form
-                    else datetime.datetime.fromisoformat(value)
-                )
-            except ValueError:
-                continue
-            return read if read.tzinfo is not None else read.replace(tzinfo=zone)
+        value = _written_time(value, definition.fmt)
+    if isinstance(value, dt.datetime):
+        return value if value.tzinfo is not None else value.replace(tzinfo=zone)
+    if isinstance(value, dt.date):
+        return dt.datetime(value.year, value.month, value.day, tzinfo=zone)
     return None
+
+
+def _written_time(text: str, key_format: str) -> dt.datetime | None:
+    """Read a time written as the partition keys are, or in ISO 8601."""
+    try:
+        return dt.datetime.strptime(text, key_format)  # noqa: DTZ007  # the partitions' zone follows
+    except ValueError:
+        pass
+    try:
+        return dt.datetime.fromisoformat(text)
+    except ValueError:
+        return None
 
 
 def _positions(

@@ -75,7 +75,8 @@ class PostgresResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # ge
     sslcert: str | None = Field(default=None, description="File of the client's certificate.")
     sslkey: str | None = Field(default=None, description="File of the client's key.")
     connect_timeout: int | None = Field(
-        default=None, description="Seconds to wait for a connection; 10 unless libpq says otherwise."
+        default=None,
+        description="Seconds to wait for a connection; 10 unless libpq says otherwise.",
     )
     application_name: str | None = Field(
         default=None, description="Name the server shows for the session."
@@ -100,7 +101,10 @@ class PostgresResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # ge
                 yield connection
 
     def settings(self) -> ConnectionSettings:
-        values = {item.name: _resolved(getattr(self, item.name)) for item in fields(ConnectionSettings)}
+        """Return the same for the core, with each `EnvVar` read."""
+        values = {
+            item.name: _resolved(getattr(self, item.name)) for item in fields(ConnectionSettings)
+        }
         return ConnectionSettings(**values)
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
@@ -199,8 +203,8 @@ class PostgresIOManager(dg.ConfigurableIOManager):
             )
         if written.rows == 0:
             context.log.warning(
-                f"Empty DataFrame received for asset {output.name}. "
-                "The database table will not be created."
+                "Empty DataFrame received for asset %s. The database table will not be created.",
+                output.name,
             )
         context.add_output_metadata(
             _output_metadata(written, time.monotonic() - started, output.lineage)
@@ -259,12 +263,15 @@ class _Output:
         # of the run's: Output(metadata=…) and add_output_metadata.
         metadata = _unwrapped(context.definition_metadata) | _unwrapped(context.output_metadata)
         for slip, right in misspelled_keys(metadata, OUTPUT_KEYS).items():
-            context.log.warning(f"Metadata {slip!r} of {name} is ignored; is {right!r} meant?")
+            context.log.warning("Metadata %r of %s is ignored; is %r meant?", slip, name, right)
         options = OutputOptions.from_metadata(metadata, name)
         prefix = list(context.asset_key.path[:-1]) if context.has_asset_key else []
         table = Table(
-            options.schema or _manager_schema(manager) or (prefix[-1] if prefix else DEFAULT_SCHEMA),
-            options.table or (context.asset_key.path[-1] if context.has_asset_key else context.name),
+            options.schema
+            or _manager_schema(manager)
+            or (prefix[-1] if prefix else DEFAULT_SCHEMA),
+            options.table
+            or (context.asset_key.path[-1] if context.has_asset_key else context.name),
         )
         lineage = Lineage(_tracked_key(context), context.run_id, _output_partitions(context))
         kind = "asset" if context.has_asset_key else "output"
@@ -425,7 +432,7 @@ def _request(
     own = _unwrapped(context.definition_metadata)
     consumer = _consumer_metadata(context)
     for slip, right in misspelled_keys(own, INPUT_KEYS).items():
-        context.log.warning(f"Metadata {slip!r} of input {name} is ignored; is {right!r} meant?")
+        context.log.warning("Metadata %r of input %s is ignored; is %r meant?", slip, name, right)
     environment = _environment_name(own if "environment" in own else consumer, name)
     options = InputOptions.from_metadata(
         own, name, full_table=_boolean(consumer, "full_table", name)
@@ -522,7 +529,7 @@ def _observe(context: dg.InputContext, loaded: object, environment: str) -> None
         if not context.has_asset_partitions or len(list(context.asset_partition_keys)) == 1:
             context.add_input_metadata({"rows": rows, "environment": environment})
         else:
-            context.log.info(f"Loaded {rows} rows of {_input_name(context)} ({environment}).")
+            context.log.info("Loaded %s rows of %s (%s).", rows, _input_name(context), environment)
 
 
 # --- small things ---------------------------------------------------------------------------
@@ -542,10 +549,9 @@ class _Progress:
         if now - self.last < SECONDS_BETWEEN_PROGRESS:
             return
         self.last = now
-        rate = self.rows / (now - self.started)
-        self.log.info(
-            f"{self.rows:,} rows ({self.bytes / 1e6:,.0f} MB) {self.where}, {rate:,.0f} rows/s"
-        )
+        megabytes, rate = self.bytes / 1e6, self.rows / (now - self.started)
+        sent = f"{self.rows:,} rows ({megabytes:,.0f} MB)"
+        self.log.info("%s %s, %s rows/s", sent, self.where, f"{rate:,.0f}")
 
 
 def _settings(resource: PostgresResource | None) -> ConnectionSettings:

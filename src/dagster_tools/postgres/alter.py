@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 
 import psycopg
-from psycopg import errors
-from psycopg.sql import Composable
+from psycopg import errors, sql
+from psycopg.sql import Composed
 
 from dagster_tools.errors import DatabaseError, SchemaConflict
 from dagster_tools.postgres import ddl
@@ -31,14 +31,12 @@ PATIENCE = 60.0
 LONGEST_PAUSE = 5.0
 
 
-def evolve(
-    connection: Connection, table: Table, evolution: Evolution, log: logging.Logger
-) -> None:
+def evolve(connection: Connection, table: Table, evolution: Evolution, log: logging.Logger) -> None:
     """Apply what a write needs of an existing table, each change committed by itself."""
-    for column in evolution.additions:
-        log.info("Adding column %r (%s) to %s.", column.name, column.type, table)
+    for added in evolution.additions:
+        log.info("Adding column %r (%s) to %s.", added.name, added.type, table)
         alter_patiently(
-            connection, [ddl.compose_add_column(table, column)], f"adding a column to {table}"
+            connection, [ddl.compose_add_column(table, added)], f"adding a column to {table}"
         )
     for widening in evolution.widenings:
         widen(connection, table, widening, log)
@@ -63,9 +61,7 @@ def track(connection: Connection, table: Table) -> None:
         alter_patiently(connection, [statement], f"adding {MATERIALIZATION_ID} to {table}")
 
 
-def widen(
-    connection: Connection, table: Table, widening: Widening, log: logging.Logger
-) -> None:
+def widen(connection: Connection, table: Table, widening: Widening, log: logging.Logger) -> None:
     """Change a column's type; rewrites the table while nobody else can read it.
 
     Raises:
@@ -104,7 +100,7 @@ def index_materialization_id(connection: Connection, table: Table, log: logging.
 
 def alter_patiently(
     connection: Connection,
-    statements: Sequence[Composable],
+    statements: Sequence[Composed],
     step: str,
     *,
     patience: float = PATIENCE,
@@ -117,7 +113,9 @@ def alter_patiently(
 
     def attempt() -> None:
         with transaction(connection):
-            connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+            connection.execute(
+                sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(LOCK_TIMEOUT))
+            )
             for statement in statements:
                 connection.execute(statement)
             # Where this is a savepoint of a longer transaction, its later waits are its own.
@@ -144,7 +142,7 @@ def _create_index(
         raise
 
 
-def _concurrently(connection: Connection, statement: Composable) -> None:
+def _concurrently(connection: Connection, statement: Composed) -> None:
     connection.execute(statement)
 
 
@@ -174,9 +172,7 @@ def _set_not_null(connection: Connection, table: Table, column: str) -> None:
         connection,
         [
             ddl.compose_not_null(table, column),
-            ddl.compose_drop_constraint(
-                table, ddl.check_name(table, column, nonnegative=False)
-            ),
+            ddl.compose_drop_constraint(table, ddl.check_name(table, column, nonnegative=False)),
         ],
         f"setting {column!r} of {table} NOT NULL",
     )

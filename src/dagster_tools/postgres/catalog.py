@@ -66,9 +66,8 @@ class Catalog:
 def fetch_catalog(connection: Connection, table: Table, tracking_schema: str) -> Catalog:
     """Ask what exists under the table's name."""
     with translated(f"looking {table} up"):
-        row = connection.execute(_QUERY, [table.schema, table.name, tracking_schema]).fetchone()
-    assert row is not None
-    found: dict[str, Any] = row[0]
+        names = [table.schema, table.name, tracking_schema]
+        [(found,)] = connection.execute(_QUERY, names).fetchall()
     columns = tuple(_column(item) for item in found["columns"] or ())
     existing = None
     if found["kind"] is not None:

@@ -107,12 +107,15 @@ ARRAY_WIRE = frozenset(
 )
 """Element types whose OID the encoder writes; the server refuses any other OID in an array."""
 
-PARSED_BY_SERVER = frozenset({"uuid", "interval", "time without time zone", "geometry", "geography"})
+PARSED_BY_SERVER = frozenset(
+    {"uuid", "interval", "time without time zone", "geometry", "geography"}
+)
 """Types whose text Arrow cannot parse: such columns travel as text when the frame holds text."""
 
 _TYPE = re.compile(
     r"""\s*
-    (?P<name> (?: "(?:[^"]|"")+" | [^\W\d][\w$]* ) (?: \s*\.\s* (?: "(?:[^"]|"")+" | [^\W\d][\w$]* ) )?
+    (?P<name> (?: "(?:[^"]|"")+" | [^\W\d][\w$]* )
+              (?: \s*\.\s* (?: "(?:[^"]|"")+" | [^\W\d][\w$]* ) )?
               (?: \s+ (?:precision|varying) )? )
     (?: \s*\(\s* (?P<modifiers> [\w.+-]+ (?:\s*,\s* [\w.+-]+)* ) \s*\) )?
     (?P<zone> \s+ (?:with|without) \s+ time \s+ zone )?
@@ -144,6 +147,7 @@ class PgType:
 
     @property
     def element(self) -> PgType:
+        """The type itself, without being an array of it."""
         return PgType(self.name, self.modifiers)
 
     @property
@@ -188,10 +192,8 @@ def wire_type(target: PgType, source: pa.DataType) -> pa.DataType | None:
         return _array_wire_type(target.element, source)
     if target.name == "numeric":
         return _numeric_wire_type(target, source)
-    if pat.is_string(source) or pat.is_large_string(source):
-        if target.name in PARSED_BY_SERVER:
-            return None
-    if pat.is_interval(source):
+    is_text = pat.is_string(source) or pat.is_large_string(source)
+    if (is_text and target.name in PARSED_BY_SERVER) or pat.is_interval(source):
         return None
     return WIRE.get(target.name)
 
@@ -237,10 +239,12 @@ def arrow_hint(type_: PgType) -> pa.DataType | None:
 
 
 def is_json(type_: pa.DataType) -> bool:
+    """Whether it is text that Arrow marks as JSON."""
     return getattr(type_, "extension_name", None) == "arrow.json"
 
 
 def is_uuid(type_: pa.DataType) -> bool:
+    """Whether it is the sixteen bytes that Arrow marks as a UUID."""
     return getattr(type_, "extension_name", None) == "arrow.uuid"
 
 
@@ -251,6 +255,7 @@ def is_geometry(field: pa.Field) -> bool:
 
 
 def is_list(type_: pa.DataType) -> bool:
+    """Whether each value is a list, in any of Arrow's layouts."""
     return bool(
         pat.is_list(type_)
         or pat.is_large_list(type_)

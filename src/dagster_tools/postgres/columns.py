@@ -100,14 +100,17 @@ class ExistingTable:
     has_materialization_default: bool
 
     def column(self, name: str) -> ExistingColumn | None:
+        """Return the column of this name, None where there is none."""
         return next((column for column in self.columns if column.name == name), None)
 
     @property
     def primary_key(self) -> tuple[str, ...]:
+        """Its columns in the key's order, () where there is no primary key."""
         return next((index.columns for index in self.indexes if index.primary), ())
 
     @property
     def tracked(self) -> bool:
+        """Whether rows can say which materialization wrote them."""
         return self.column(MATERIALIZATION_ID) is not None
 
     def has_index(self, columns: Sequence[str], *, unique: bool) -> bool:

@@ -49,7 +49,7 @@ def copy_in(
     *,
     binary: bool,
     first_row: int = 0,
-    progress: Progress = lambda rows, size: None,
+    progress: Progress = lambda _rows, _size: None,
 ) -> Copied:
     """Copy record batches into a table, in one COPY.
 

@@ -29,7 +29,6 @@ __all__ = [
     "compose_index",
     "compose_key",
     "compose_key_using_index",
-    "compose_materialization_index",
     "compose_not_null",
     "compose_staging",
     "compose_validate",
@@ -47,6 +46,7 @@ After SET LOCAL the setting is '' for the rest of the session, not NULL; hence n
 
 
 def compose_create_schema(schema: str) -> Composed:
+    """Compose it without IF NOT EXISTS, which asks for more privileges than looking does."""
     return sql.SQL("CREATE SCHEMA {}").format(Identifier(schema))
 
 
@@ -65,11 +65,18 @@ def compose_create_table(table: Table, columns: Sequence[Column]) -> Composed:
 
 def compose_staging(name: str, table: Table, columns: Sequence[str]) -> Composed:
     """Compose a temporary table with the target's column types and none of its constraints."""
-    return sql.SQL("CREATE TEMPORARY TABLE {} ON COMMIT DROP AS\nSELECT {}\nFROM {}\nWITH NO DATA").format(
-        Identifier("pg_temp", name),
-        sql.SQL(", ").join(map(Identifier, [*columns, MATERIALIZATION_ID])),
-        table.identifier,
-    )  # fmt: skip
+    return sql.SQL(
+        """
+        CREATE TEMPORARY TABLE {staging} ON COMMIT DROP AS
+        SELECT {columns}
+        FROM {table}
+        WITH NO DATA
+        """
+    ).format(
+        staging=Identifier("pg_temp", name),
+        columns=sql.SQL(", ").join(map(Identifier, [*columns, MATERIALIZATION_ID])),
+        table=table.identifier,
+    )
 
 
 def compose_add_column(table: Table, column: Column) -> Composed:
@@ -79,7 +86,7 @@ def compose_add_column(table: Table, column: Column) -> Composed:
     )
 
 
-def compose_add_materialization_id(table: Table) -> list[Composable]:
+def compose_add_materialization_id(table: Table) -> list[Composed]:
     """Compose the tracking column for a table made elsewhere.
 
     Two statements, in this order: with the default in the first, PostgreSQL would
@@ -111,6 +118,7 @@ def compose_alter_type(table: Table, column: str, type_: PgType, *, empty: bool)
 def compose_index(
     table: Table, columns: Sequence[str], *, unique: bool, concurrently: bool
 ) -> Composed:
+    """Compose an index; CONCURRENTLY on a live table, where it may not be in a transaction."""
     return sql.SQL("CREATE {}INDEX {}{} ON {} ({})").format(
         sql.SQL("UNIQUE ") if unique else sql.SQL(""),
         sql.SQL("CONCURRENTLY IF NOT EXISTS ") if concurrently else sql.SQL(""),
@@ -120,11 +128,8 @@ def compose_index(
     )
 
 
-def compose_materialization_index(table: Table, *, concurrently: bool) -> Composed:
-    return compose_index(table, [MATERIALIZATION_ID], unique=False, concurrently=concurrently)
-
-
 def compose_drop_index(table: Table, name: str) -> Composed:
+    """Compose the removal of what a failed CREATE INDEX CONCURRENTLY leaves."""
     return sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(Identifier(table.schema, name))
 
 
@@ -159,12 +164,14 @@ def compose_add_check(table: Table, column: str, *, nonnegative: bool) -> Compos
 
 
 def compose_validate(table: Table, column: str, *, nonnegative: bool) -> Composed:
+    """Compose the scan that makes a CHECK hold for old rows; others read and write meanwhile."""
     return sql.SQL("ALTER TABLE {} VALIDATE CONSTRAINT {}").format(
         table.identifier, Identifier(check_name(table, column, nonnegative=nonnegative))
     )
 
 
 def compose_drop_constraint(table: Table, name: str) -> Composed:
+    """Compose the removal of a constraint of ours that has served its purpose, or failed."""
     return sql.SQL("ALTER TABLE {} DROP CONSTRAINT IF EXISTS {}").format(
         table.identifier, Identifier(name)
     )
@@ -203,4 +210,4 @@ def _definition(column: Column) -> Composed:
 
 def _type(type_: PgType) -> sql.SQL:
     # Safe by grammar: PgType comes from parse_type, which lets nothing but a type's name through.
-    return sql.SQL(str(type_))  # type: ignore[arg-type]  # psycopg asks for a literal string here
+    return sql.SQL(str(type_))

@@ -286,15 +286,18 @@ def _later_modifiers(
     return {
         "primary_key": key,
         "not_null": lacking(
-            lambda column: not column.not_null
-            or column.name in key
-            or (found := present[column.name]) is not None
-            and found.not_null
+            lambda column: (
+                not column.not_null
+                or column.name in key
+                or ((found := present[column.name]) is not None and found.not_null)
+            )
         ),
         "nonnegative": lacking(
-            lambda column: not column.nonnegative
-            or any(column.name in check and "nonnegative" in check for check in existing.checks)
-            or any(check.endswith(f"{column.name}_check") for check in existing.checks)
+            lambda column: (
+                not column.nonnegative
+                or any(column.name in check and "nonnegative" in check for check in existing.checks)
+                or any(check.endswith(f"{column.name}_check") for check in existing.checks)
+            )
         ),
         "unique": lacking(
             lambda column: not column.unique or existing.has_index([column.name], unique=True)

@@ -19,10 +19,9 @@ __all__ = [
 
 
 def compose_copy_in(target: Identifier, columns: Sequence[str], *, binary: bool) -> Composed:
+    """Compose the COPY that takes the rows, in either of its two forms."""
     options = sql.SQL("FORMAT binary" if binary else "FORMAT text")
-    return sql.SQL("COPY {} ({}) FROM STDIN ({})").format(
-        target, _names(columns), options
-    )
+    return sql.SQL("COPY {} ({}) FROM STDIN ({})").format(target, _names(columns), options)
 
 
 def compose_delete(table: Table) -> Composed:

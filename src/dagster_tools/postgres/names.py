@@ -52,6 +52,7 @@ class Table:
 
     @property
     def identifier(self) -> sql.Identifier:
+        """The qualified name as it stands in a statement."""
         return sql.Identifier(self.schema, self.name)
 
     def __str__(self) -> str:
@@ -75,7 +76,7 @@ def check_identifier(kind: str, name: object) -> str:
         encoded = name.encode()
     except UnicodeEncodeError:
         raise ConfigurationError(
-            f"{kind} name {ascii(name)} contains a lone surrogate, which has no UTF-8 form."
+            f"{kind} name {name!a} contains a lone surrogate, which has no UTF-8 form."
         ) from None
     if len(encoded) > MAX_BYTES:
         kept = encoded[:MAX_BYTES].decode(errors="ignore")

@@ -73,12 +73,12 @@ class OutputOptions:
             ConfigurationError: A known key has a value it cannot have; names key, asset and value.
         """
         read = _Reader(metadata, asset)
-        columns = read("columns", _declared_columns, MappingProxyType({}))
+        nothing: Mapping[str, Column] = MappingProxyType({})
         return cls(
             schema=read("schema", _text, None),
             table=read("table", _text, None),
             primary_key=read("primary_key", _names, ()),
-            columns=columns,
+            columns=read("columns", _declared_columns, nothing),
             chunk_size=read("chunk_size", parse_size, DEFAULT_CHUNK_BYTES),
             schema_evolution=read("schema_evolution", _schema_evolution, "evolve"),
             partition_expr=metadata.get("partition_expr"),

@@ -138,7 +138,7 @@ def compose_select(
     statement = sql.SQL("SELECT {}\nFROM {}").format(sql.SQL(", ").join(items), table.identifier)
     identifier = Identifier(MATERIALIZATION_ID)
     if materialization_ids is not None:
-        numbers = sql.SQL(",".join(map(str, map(int, materialization_ids))))  # type: ignore[arg-type]  # digits and commas
+        numbers = sql.SQL(",".join(map(str, map(int, materialization_ids))))  # digits and commas
         statement += sql.SQL("\nWHERE {} = ANY ('{{{}}}'::integer[])").format(identifier, numbers)
     elif tracked_only:
         statement += sql.SQL("\nWHERE {} IS NOT NULL").format(identifier)
@@ -149,6 +149,7 @@ def compose_select(
 
 
 def decoded_schema(columns: Sequence[Projected]) -> pa.Schema:
+    """Return what `decode` makes of a batch, known before the first one arrives."""
     return pa.schema([column.field for column in columns])
 
 
@@ -193,7 +194,7 @@ def _projected(name: str, type_: PgType, storage: PgType, *, asked: bool = False
 def _item(column: Projected) -> Composed:
     item: Composed = Composed([Identifier(column.name)])
     for type_ in column.casts:
-        item += sql.SQL("::") + sql.SQL(str(type_))  # type: ignore[arg-type]  # a type's name by grammar
+        item += sql.SQL("::") + sql.SQL(str(type_))  # a type's name by grammar
     return item
 
 
@@ -230,8 +231,10 @@ def _check_finite(array: pa.Array, column: Projected, table: Table) -> None:
 
 def _durations(array: pa.Array, column: Projected, table: Table) -> pa.Array:
     """Read months, days and nanoseconds out of the interval's 16 bytes."""
-    validity, data = array.buffers()
-    halves = pa.Array.from_buffers(pa.int64(), 2 * len(array), [None, data], offset=2 * array.offset)
+    _validity, data = array.buffers()
+    halves = pa.Array.from_buffers(
+        pa.int64(), 2 * len(array), [None, data], offset=2 * array.offset
+    )
     even = pa.array(range(0, 2 * len(array), 2), pa.int64())
     months_and_days, nanoseconds = halves.take(even), halves.take(pc.add(even, 1))
     months = pc.bit_wise_and(months_and_days, 0xFFFFFFFF)

@@ -11,6 +11,7 @@ import adbc_driver_manager
 import adbc_driver_postgresql
 import psycopg
 import pyarrow as pa
+from psycopg import sql
 
 from dagster_tools.errors import (
     ConfigurationError,
@@ -186,7 +187,7 @@ def _catalog_of(
 def _untracked(
     connection: Connection, tracking: Tracking, request: Request, catalog: Catalog
 ) -> _Located:
-    """A table nothing here wrote, by dbt or by hand, is loaded whole."""
+    """Locate a table that nothing here wrote, but dbt or a hand: it is loaded whole."""
     owned = catalog.tracking_exists and tracking.has_other_owners(
         connection, catalog.table, request.asset_key
     )
@@ -220,8 +221,8 @@ def _copy_out(connection: Connection) -> Iterator[adbc_driver_manager.AdbcConnec
     The driver's DBAPI layer would import pandas and Polars where they are installed; this
     is the layer beneath it.
     """
-    exported = connection.execute("SELECT pg_catalog.pg_export_snapshot()").fetchone()
-    assert exported is not None
+    [(snapshot,)] = connection.execute("SELECT pg_catalog.pg_export_snapshot()").fetchall()
+    importing = sql.SQL("SET TRANSACTION SNAPSHOT {}").format(snapshot)
     with ExitStack() as opened:
         with _adbc_translated("connecting for COPY"):
             database = adbc_driver_postgresql.connect(libpq_uri(connection))
@@ -229,7 +230,7 @@ def _copy_out(connection: Connection) -> Iterator[adbc_driver_manager.AdbcConnec
             reading = opened.enter_context(adbc_driver_manager.AdbcConnection(database))
         with _adbc_translated("importing the snapshot"):
             _run(reading, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            _run(reading, f"SET TRANSACTION SNAPSHOT '{exported[0]}'")
+            _run(reading, importing.as_string())
         yield reading
 
 
@@ -258,7 +259,8 @@ def _batches(
         with _adbc_translated(f"reading {table}"):
             statement.set_sql_query(query.as_string())
             handle, _rows = statement.execute_query()
-            arriving = pa.RecordBatchReader._import_from_c(handle.address)
+            # The driver's own way to pyarrow, without its DBAPI layer.
+            arriving = pa.RecordBatchReader._import_from_c(handle.address)  # noqa: SLF001  # no public one takes an address
         while True:
             with _adbc_translated(f"reading {table}"):
                 batch = next(arriving, None)

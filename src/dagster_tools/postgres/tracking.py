@@ -43,6 +43,7 @@ class Lineage:
 
     @property
     def partitioned(self) -> bool:
+        """Whether the asset has partitions at all."""
         return self.partition_keys != (None,)
 
 
@@ -78,10 +79,12 @@ class Tracking:
 
     @property
     def assets(self) -> Identifier:
+        """The table of assets and partitions."""
         return Identifier(self.schema, "assets")
 
     @property
     def materializations(self) -> Identifier:
+        """The table of writes."""
         return Identifier(self.schema, "materializations")
 
     def create(self, connection: Connection) -> None:
@@ -133,9 +136,9 @@ class Tracking:
             moved = [row[1] for row in locked if (row[2], row[3]) != (table.schema, table.name)]
             if moved:
                 connection.execute(
-                    sql.SQL(
-                        'UPDATE {} SET schema = $1, "table" = $2 WHERE id = ANY ($3)'
-                    ).format(self.assets),
+                    sql.SQL('UPDATE {} SET schema = $1, "table" = $2 WHERE id = ANY ($3)').format(
+                        self.assets
+                    ),
                     [table.schema, table.name, moved],
                 )
             numbers = connection.execute(
@@ -147,7 +150,9 @@ class Tracking:
                 ),
                 [self.materializations.as_string(), len(locked)],
             ).fetchall()
-        numbered = {row[0]: (row[1], number) for row, (number,) in zip(locked, numbers, strict=True)}
+        numbered = {
+            row[0]: (row[1], number) for row, (number,) in zip(locked, numbers, strict=True)
+        }
         return [Partition(key, *numbered[key]) for key in lineage.partition_keys]
 
     def set_materialization(self, connection: Connection, partition: Partition) -> None:

@@ -51,9 +51,7 @@ class _Place:
         )
 
 
-def fit(
-    array: pa.Array, field: pa.Field, target: PgType, *, first_row: int = 0
-) -> pa.Array:
+def fit(array: pa.Array, field: pa.Field, target: PgType, *, first_row: int = 0) -> pa.Array:
     """Check that every value of `array` fits `target`, and return it in that type's terms.
 
     Args:
@@ -86,7 +84,7 @@ def encode(array: pa.Array, target: PgType) -> pa.Array:
 
 
 def render(array: pa.Array, target: PgType) -> pa.Array:
-    """Return the text form of an array that `fit` returned, as the type's input function reads it."""
+    """Return the text form of an array that `fit` returned, for the type's input function."""
     if target.array and is_list(array.type):
         return _array_literals(array, target.element)
     if pat.is_boolean(array.type) or pat.is_decimal(array.type) or pat.is_integer(array.type):
@@ -126,7 +124,9 @@ def _fit_integer(array: pa.Array, place: _Place) -> pa.Array:
         return array.cast(pa.int8()).cast(wire)
     if pat.is_integer(array.type) or pat.is_floating(array.type) or _is_text(array.type):
         return _cast(_to_float64(array), wire, place, reason)
-    raise place.conflict(array.type, f"Convert it in the asset, or declare it other than {place.target}.")
+    raise place.conflict(
+        array.type, f"Convert it in the asset, or declare it other than {place.target}."
+    )
 
 
 def _fit_float(array: pa.Array, place: _Place) -> pa.Array:
@@ -148,7 +148,9 @@ def _fit_float(array: pa.Array, place: _Place) -> pa.Array:
         raise place.conflict(array.type, "Convert it in the asset: frame[column].astype(float).")
     if pat.is_integer(array.type) or _is_text(array.type):
         return _cast(array, wire, place, f"does not fit into {place.target}")
-    raise place.conflict(array.type, f"Convert it in the asset, or declare it other than {place.target}.")
+    raise place.conflict(
+        array.type, f"Convert it in the asset, or declare it other than {place.target}."
+    )
 
 
 def _fit_numeric(array: pa.Array, place: _Place) -> pa.Array:
@@ -161,7 +163,7 @@ def _fit_numeric(array: pa.Array, place: _Place) -> pa.Array:
         raise place.conflict(array.type, "Convert it in the asset, or declare another type.")
     declared = place.target.precision_and_scale
     if declared is None:
-        return _unlimited_numeric(array, place)
+        return _unlimited_numeric(array)
     precision, scale = declared
     if scale < 0 or precision > 76 or scale > precision:
         return array.cast(pa.large_string())
@@ -172,7 +174,7 @@ def _fit_numeric(array: pa.Array, place: _Place) -> pa.Array:
     return _cast(fitted, _decimal(precision, scale), place, reason)
 
 
-def _unlimited_numeric(array: pa.Array, place: _Place) -> pa.Array:
+def _unlimited_numeric(array: pa.Array) -> pa.Array:
     if pat.is_integer(array.type):
         return array.cast(pa.decimal128(20, 0))
     if pat.is_decimal128(array.type):
@@ -294,7 +296,7 @@ def _fit_interval(array: pa.Array, place: _Place) -> pa.Array:
 
 
 def _fit_other(array: pa.Array, place: _Place) -> pa.Array:
-    """A type without a wire form here (inet, ranges, money, …): its text form is parsed there."""
+    """Take text for a type without a wire form (inet, ranges, money, …): the server parses it."""
     if _is_text(array.type):
         _refuse_nul(array, place)
         return array.cast(pa.large_string())
@@ -446,8 +448,8 @@ def _zone_remedy(aware_target: bool) -> str:
     )
 
 
-def _interval_text(value: object, place: _Place, row: int) -> str:
-    months, days, nanoseconds = value  # type: ignore[misc]  # pyarrow's MonthDayNano is a tuple
+def _interval_text(value: tuple[int, int, int], place: _Place, row: int) -> str:
+    months, days, nanoseconds = value
     if nanoseconds % 1000:
         raise place.bad(row, "has nanoseconds")
     return f"{months} months {days} days {nanoseconds // 1000} microseconds"

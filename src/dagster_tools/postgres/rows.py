@@ -1,0 +1,151 @@
+"""The rows of one output, on their way: from the frame, fitted to the table, numbered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dagster_tools.errors import BadValue, SchemaConflict
+from dagster_tools.postgres.column_types import PgType
+from dagster_tools.postgres.names import MATERIALIZATION_ID
+from dagster_tools.postgres.wire import fit
+
+__all__ = ["Feed", "Misfit", "Numbered", "Source", "open_source"]
+
+ROWS_AT_A_TIME = 65_536
+"""Rows encoded at a time: few enough that client and server work at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The rows of one output.
+
+    Args:
+        schema: Of the frame's own columns.
+        known: A frame in memory, or a stream's first batch: what can be checked beforehand.
+        rest: What a stream has left.
+        by_partition: `known` and `rest` end in a column of partition positions.
+    """
+
+    schema: pa.Schema
+    known: pa.Table
+    rest: Iterator[pa.RecordBatch]
+    chunk_size: int
+    by_partition: bool
+
+    @property
+    def empty(self) -> bool:
+        return bool(self.known.num_rows == 0)
+
+    def chunks(self, name: str) -> Iterable[pa.Array]:
+        return self.known.column(name).chunks
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        for batch in chain(self.known.to_batches(), self.rest):
+            rows = _rows_at_a_time(batch, self.chunk_size)
+            for start in range(0, batch.num_rows, rows):
+                yield batch.slice(start, rows)
+
+
+def open_source(
+    data: pa.Table | pa.RecordBatchReader, chunk_size: int, *, by_partition: bool
+) -> Source:
+    """Look at a stream's first rows; an empty one shows here."""
+    rest: Iterator[pa.RecordBatch] = iter(())
+    if isinstance(data, pa.RecordBatchReader):
+        rest = (batch for batch in data if batch.num_rows)
+        first = next(rest, None)
+        known = pa.Table.from_batches([first] if first is not None else [], data.schema)
+    else:
+        known = data
+    schema = known.schema.remove(len(known.schema) - 1) if by_partition else known.schema
+    return Source(schema, known, rest, chunk_size, by_partition)
+
+
+def _rows_at_a_time(batch: pa.RecordBatch, chunk_size: int) -> int:
+    bytes_per_row = max(1, batch.nbytes // max(1, batch.num_rows))
+    return max(1, min(ROWS_AT_A_TIME, chunk_size // bytes_per_row))
+
+
+class Numbered(Protocol):
+    """A partition, and the number its new rows bear."""
+
+    @property
+    def key(self) -> str | None: ...
+
+    @property
+    def materialization_id(self) -> int: ...
+
+
+class Feed:
+    """The frame's batches, fitted to the table and numbered, up to one that does not fit.
+
+    Iterating stops at such a batch; `misfit` then tells it, and after `retarget` the next
+    iteration begins with it.
+    """
+
+    def __init__(
+        self, source: Source, partitions: Sequence[Numbered], targets: Mapping[str, PgType]
+    ) -> None:
+        self.schema = source.schema
+        self.targets = {name: targets[name] for name in source.schema.names}
+        self.row = 0
+        self.partitions = partitions
+        self.inserted: dict[str | None, int] = {partition.key: 0 for partition in partitions}
+        self.misfit: Misfit | None = None
+        self._numbers = pa.array([p.materialization_id for p in partitions], pa.int32())
+        self._by_partition = source.by_partition
+        self._batches = source.batches()
+        self._exhausted = False
+
+    @property
+    def columns(self) -> list[str]:
+        return [*self.schema.names, MATERIALIZATION_ID]
+
+    @property
+    def exhausted(self) -> bool:
+        return self._exhausted
+
+    def retarget(self, column: str, type_: PgType) -> None:
+        self.targets[column] = type_
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        pending = [self.misfit.batch] if self.misfit else []
+        self.misfit = None
+        for batch in chain(pending, self._batches):
+            arrays: list[pa.Array] = []
+            for frame_field, array in zip(self.schema, batch.columns, strict=False):
+                target = self.targets[frame_field.name]
+                try:
+                    arrays.append(fit(array, frame_field, target, first_row=self.row))
+                except (BadValue, SchemaConflict) as error:
+                    self.misfit = Misfit(batch, frame_field, array, error)
+                    return
+            yield pa.RecordBatch.from_arrays([*arrays, self._numbered(batch)], names=self.columns)
+            self.row += batch.num_rows
+        self._exhausted = True
+
+    def _numbered(self, batch: pa.RecordBatch) -> pa.Array:
+        """Return the materialization's number of each row, and count the rows by partition."""
+        if not self._by_partition:
+            self.inserted[self.partitions[0].key] += batch.num_rows
+            return pa.repeat(self._numbers[0], batch.num_rows)
+        positions = batch.column(batch.num_columns - 1)
+        for counted in pc.value_counts(positions).to_pylist():
+            self.inserted[self.partitions[counted["values"]].key] += counted["counts"]
+        return self._numbers.take(positions)
+
+
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """A batch with a column whose values do not fit the table."""
+
+    batch: pa.RecordBatch
+    field: pa.Field
+    values: pa.Array
+    error: BadValue | SchemaConflict

@@ -1,0 +1,135 @@
+"""What an asset may return besides a frame.
+
+An `IncrementalDataFrame` says which of the asset's earlier rows go before its own come in.
+The rows that go are named by a small expression: `Eq`, combined with `And` and `Or`, or
+with `&` and `|`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from dagster_tools.errors import ConfigurationError
+
+__all__ = ["And", "Delete", "Eq", "IncrementalDataFrame", "Or"]
+
+
+class _Combinable:
+    """Lets expressions be combined with `&` and `|`."""
+
+    def __and__(self: Delete, other: Delete) -> And:  # type: ignore[misc]  # mixed into every member of Delete
+        return And(self, other)
+
+    def __or__(self: Delete, other: Delete) -> Or:  # type: ignore[misc]  # as above
+        return Or(self, other)
+
+
+@dataclass(frozen=True, init=False)
+class Eq(_Combinable):
+    """Rows whose columns have one of the values; NULL (`None`) matches NULL.
+
+    Args:
+        columns: A column, or several of a composite key.
+        values: A value or many; of a composite key a tuple or many. None at all match no row.
+
+    Example:
+        >>> Eq("file_id", "abc123")
+        Eq('file_id', ...)
+        >>> Eq(["user_id", "date"], [(1, "2024-01-01"), (2, "2024-01-02")])
+        Eq(['user_id', 'date'], ...)
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[object, ...], ...]
+
+    def __init__(self, columns: str | Sequence[str], values: object) -> None:
+        single = isinstance(columns, str)
+        names = (columns,) if isinstance(columns, str) else tuple(columns)
+        if not names or len(set(names)) < len(names):
+            raise ConfigurationError(f"Eq needs one or more different columns, not {columns!r}.")
+        rows = _single_rows(values) if single else _composite_rows(names, values)
+        object.__setattr__(self, "columns", names)
+        object.__setattr__(self, "rows", rows)
+
+    def __repr__(self) -> str:
+        # Values may be personal, and a repr ends up in logs.
+        shown = self.columns[0] if len(self.columns) == 1 else list(self.columns)
+        return f"Eq({shown!r}, ...)"
+
+
+@dataclass(frozen=True, init=False)
+class And(_Combinable):
+    """Rows that all of the expressions match."""
+
+    operands: tuple[Delete, ...]
+
+    def __init__(self, *operands: Delete) -> None:
+        object.__setattr__(self, "operands", _operands("And", operands))
+
+
+@dataclass(frozen=True, init=False)
+class Or(_Combinable):
+    """Rows that any of the expressions matches."""
+
+    operands: tuple[Delete, ...]
+
+    def __init__(self, *operands: Delete) -> None:
+        object.__setattr__(self, "operands", _operands("Or", operands))
+
+
+Delete: TypeAlias = "Eq | And | Or"
+
+
+@dataclass(frozen=True)
+class IncrementalDataFrame:
+    """A frame whose rows join the asset's earlier ones instead of replacing them.
+
+    In one transaction, the asset's own rows that `delete` matches go (in a partitioned
+    asset: those of the run's partitions), then the frame's come in: inserted, or upserted
+    where the asset has a `primary_key`.
+
+    Args:
+        frame: Any frame an asset may return; an empty one still deletes.
+        delete: Which rows go; without it the asset needs a `primary_key`.
+    """
+
+    frame: object
+    delete: Delete | None = None
+
+    def __post_init__(self) -> None:
+        if self.delete is not None and not isinstance(self.delete, (Eq, And, Or)):
+            raise ConfigurationError(
+                f"delete is a {type(self.delete).__name__}; it must be an Eq, And or Or."
+            )
+
+
+def _operands(kind: str, operands: tuple[Delete, ...]) -> tuple[Delete, ...]:
+    if not operands or not all(isinstance(operand, (Eq, And, Or)) for operand in operands):
+        raise ConfigurationError(f"{kind} takes one or more of Eq, And and Or.")
+    return operands
+
+
+def _single_rows(values: object) -> tuple[tuple[object, ...], ...]:
+    if isinstance(values, Iterable) and not isinstance(values, (str, bytes, bytearray, memoryview)):
+        return tuple((value,) for value in values)
+    return ((values,),)
+
+
+def _composite_rows(names: tuple[str, ...], values: object) -> tuple[tuple[object, ...], ...]:
+    if not isinstance(values, Iterable) or isinstance(values, (str, bytes)):
+        raise ConfigurationError(
+            f"Eq({list(names)}, …) takes tuples of {len(names)} values, one for each column."
+        )
+    listed = list(values)
+    if isinstance(values, tuple) and not all(isinstance(row, (tuple, list)) for row in listed):
+        listed = [values]
+    rows = [tuple(row) if isinstance(row, (tuple, list)) else (row,) for row in listed]
+    wrong = next((index for index, row in enumerate(rows) if len(row) != len(names)), None)
+    if wrong is not None:
+        raise ConfigurationError(
+            f"Eq({list(names)}, …): value {wrong} has {len(rows[wrong])} parts for "
+            f"{len(names)} columns."
+        )
+    return tuple(rows)
