@@ -1,11 +1,13 @@
 """What tests of the IO manager share: frames of every library, short pipelines, and what they left.
 
 A claim about frames takes the fixture `frame` and so is made for pandas, Arrow tables and Arrow
-streams alike. `store` and `load` use the manager bare, which is quick; `materialize` runs Dagster.
+streams alike. `store` and `load` use the manager bare; `materialize` runs Dagster, in this process.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -50,8 +52,8 @@ def arrow_stream(columns: Mapping[str, Any]) -> pa.RecordBatchReader:
         pytest.param(arrow_stream, id="stream"),
     ]
 )
-def frame(request) -> FrameFactory:
-    """A factory of frames, once for each library: whoever asks for it claims it for all."""
+def frame(request: pytest.FixtureRequest) -> FrameFactory:
+    """A factory of frames, once for each library: who asks for it makes the claim for all."""
     factory: FrameFactory = request.param
     return factory
 
@@ -59,7 +61,12 @@ def frame(request) -> FrameFactory:
 @pytest.fixture
 def io_manager(database: Database) -> PostgresIOManager:
     """The IO manager on a fresh database."""
-    return PostgresIOManager(connection=resource_for(database))
+    return manager_for(database)
+
+
+def manager_for(database: Database, **options: Any) -> PostgresIOManager:
+    """Return the IO manager on a database, or on it as another role: `database.as_role(…)`."""
+    return PostgresIOManager(connection=resource_for(database), **options)
 
 
 def resource_for(database: Database, **overrides: Any) -> PostgresResource:
@@ -73,10 +80,6 @@ def resource_for(database: Database, **overrides: Any) -> PostgresResource:
     return PostgresResource(**(settings | overrides))
 
 
-def manager_for(database: Database, **options: Any) -> PostgresIOManager:
-    return PostgresIOManager(connection=resource_for(database), **options)
-
-
 # --- short pipelines ------------------------------------------------------------------------
 
 
@@ -87,58 +90,208 @@ def store(
     key: str | Sequence[str] = "numbers",
     **metadata: Any,
 ) -> dict[str, Any]:
-    """Hand an asset's output to the manager, and return the metadata it logged.
+    """Hand an asset's output to the manager, outside a run; return the metadata it logs.
 
     Args:
         metadata: Of the asset's definition.
     """
-    context = dg.build_output_context(
-        asset_key=dg.AssetKey(key), definition_metadata=metadata or None
-    )
+    context = dg.build_output_context(asset_key=dg.AssetKey(key), definition_metadata=metadata)
     manager.handle_output(context, obj)
-    return {name: _raw(value) for name, value in context.get_logged_metadata().items()}
+    return dict(context.get_logged_metadata())
 
 
 def load(
     manager: PostgresIOManager,
-    as_type: Any = pd.DataFrame,
+    annotation: Any = pd.DataFrame,
     *,
     key: str | Sequence[str] = "numbers",
     upstream: Mapping[str, Any] | None = None,
     **metadata: Any,
 ) -> Any:
-    """Load an asset as an input of this annotation.
+    """Load an asset outside a run, as an input of this annotation.
 
     Args:
         upstream: Metadata of the asset's definition.
         metadata: Of the input.
     """
+    asset_key = dg.AssetKey(key)
+    dagster_type: Any = dg.In(annotation).dagster_type
     return manager.load_input(
         dg.build_input_context(
-            asset_key=dg.AssetKey(key),
-            dagster_type=dg.TypeHintInferredDagsterType(as_type)
-            if False
-            else dg.PythonObjectDagsterType(as_type),
-            definition_metadata=metadata or None,
+            asset_key=asset_key,
+            dagster_type=dagster_type,
+            definition_metadata=metadata,
             upstream_output=dg.build_output_context(
-                asset_key=dg.AssetKey(key), definition_metadata=dict(upstream or {})
+                asset_key=asset_key, definition_metadata=dict(upstream or {})
             ),
         )
     )
 
 
 def materialize(
-    assets: Any,
-    manager: Any,
-    *,
-    resources: Mapping[str, Any] | None = None,
-    **options: Any,
+    assets: Any, manager: object, *, instance: dg.DagsterInstance | None = None, **options: Any
 ) -> dg.ExecuteInProcessResult:
-    """Materialize assets in this process; `options` are those of `dg.materialize`."""
+    """Materialize one or several assets; `options` are those of `dg.materialize`."""
     return dg.materialize(
         list(assets) if isinstance(assets, (list, tuple)) else [assets],
-        resources={"io_manager": manager, **(resources or {})},
+        resources={"io_manager": manager} | options.pop("resources", {}),
+        instance=instance or shared_instance(),
         **options,
     )
 
 
+@functools.cache
+def shared_instance() -> dg.DagsterInstance:
+    """Return an instance for tests that do not mind what others ran: making one takes longer."""
+    return dg.DagsterInstance.ephemeral()
+
+
+def logged(result: dg.ExecuteInProcessResult, *, level: str = "INFO") -> list[str]:
+    """Return what `context.log` said in a run, at this level."""
+    entries = shared_instance().all_logs(result.run_id)
+    return [
+        entry.user_message
+        for entry in entries
+        if not entry.is_dagster_event and entry.level == getattr(logging, level)
+    ]
+
+
+# --- what is there now ----------------------------------------------------------------------
+
+
+def query(database: Database, statement: str, *parameters: object) -> Rows:
+    """Ask the database, in SQL with `%s` for parameters."""
+    with database.connect() as connection:
+        return connection.execute(statement, parameters or None).fetchall()
+
+
+def rows(database: Database, table: str = "public.numbers") -> Rows:
+    """Return the rows of `schema.table` as they are stored, but without `materialization_id`."""
+    schema, name = table.split(".", 1)
+    with database.connect() as connection:
+        columns = connection.execute(
+            """
+            SELECT column_name
+            FROM information_schema.columns
+            WHERE table_schema = %s AND table_name = %s AND column_name <> 'materialization_id'
+            ORDER BY ordinal_position
+            """,
+            [schema, name],
+        ).fetchall()
+        selected = sql.SQL(", ").join(sql.Identifier(column) for (column,) in columns)
+        return connection.execute(
+            sql.SQL("SELECT {} FROM {} ORDER BY {}").format(
+                selected, sql.Identifier(schema, name), selected
+            )
+        ).fetchall()
+
+
+def column_types(database: Database, table: str = "public.numbers") -> dict[str, str]:
+    """Return the columns of a table in their order, each with its type as PostgreSQL spells it."""
+    found = query(
+        database,
+        """
+        SELECT attname, pg_catalog.format_type(atttypid, atttypmod)
+        FROM pg_catalog.pg_attribute
+        WHERE attrelid = %s::pg_catalog.regclass
+          AND attnum > 0
+          AND NOT attisdropped
+          AND attname <> 'materialization_id'
+        ORDER BY attnum
+        """,
+        table,
+    )
+    return dict(found)
+
+
+def fingerprint(database: Database) -> dict[str, object]:
+    """Return all there is in a database that a write could change, comparable by `==`.
+
+    Every relation with its OID, definition, owner, privileges, comment and rows (with the
+    transaction that wrote each), every schema and role; PostGIS' own objects aside.
+    """
+    with database.connect() as connection:
+        found: dict[str, object] = {
+            kind: connection.execute(statement).fetchall()
+            for kind, statement in _FINGERPRINTS.items()
+        }
+        tables = connection.execute(_TABLES).fetchall()
+        for (table,) in tables:
+            found[table] = connection.execute(
+                f"SELECT xmin::text, t::text FROM {table} AS t ORDER BY 2, 1"
+            ).fetchall()
+    return found
+
+
+_OURS = """
+    n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
+    AND n.nspname NOT LIKE 'pg_temp%'
+    AND n.nspname NOT LIKE 'pg_toast_temp%'
+    AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.objid = {oid} AND d.deptype = 'e')
+"""
+_TABLES = f"""
+    SELECT c.oid::regclass::text
+    FROM pg_class AS c
+    JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'm') AND {_OURS.format(oid="c.oid")}
+    ORDER BY 1
+"""
+_FINGERPRINTS = {
+    "roles": "SELECT rolname FROM pg_roles ORDER BY 1",
+    "schemas": f"""
+        SELECT n.nspname, n.nspowner, n.nspacl::text
+        FROM pg_namespace AS n
+        WHERE {_OURS.format(oid="n.oid")}
+        ORDER BY 1
+    """,
+    "relations": f"""
+        SELECT c.oid, c.oid::regclass::text, c.relkind, c.relowner, c.relacl::text,
+               c.relrowsecurity, c.relforcerowsecurity, obj_description(c.oid, 'pg_class'),
+               CASE WHEN c.relkind IN ('v', 'm') THEN pg_get_viewdef(c.oid)
+                    WHEN c.relkind = 'i' THEN pg_get_indexdef(c.oid) END
+        FROM pg_class AS c
+        JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE {_OURS.format(oid="c.oid")}
+        ORDER BY 1
+    """,
+    "columns": f"""
+        SELECT c.oid, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attnum,
+               a.attacl::text, pg_get_expr(e.adbin, e.adrelid), col_description(c.oid, a.attnum)
+        FROM pg_class AS c
+        JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        JOIN pg_attribute AS a ON a.attrelid = c.oid
+        LEFT JOIN pg_attrdef AS e ON e.adrelid = c.oid AND e.adnum = a.attnum
+        WHERE a.attnum > 0 AND {_OURS.format(oid="c.oid")}
+        ORDER BY 1, 5
+    """,
+    "constraints": f"""
+        SELECT r.oid, r.conname, r.convalidated, pg_get_constraintdef(r.oid)
+        FROM pg_constraint AS r
+        JOIN pg_class AS c ON c.oid = r.conrelid
+        JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE {_OURS.format(oid="c.oid")}
+        ORDER BY 1
+    """,
+    "triggers": """
+        SELECT t.oid, t.tgname, pg_get_triggerdef(t.oid)
+        FROM pg_trigger AS t
+        WHERE NOT t.tgisinternal
+        ORDER BY 1
+    """,
+    "policies": "SELECT * FROM pg_policies ORDER BY 1, 2, 3",
+    "functions": f"""
+        SELECT p.oid, p.oid::regprocedure::text
+        FROM pg_proc AS p
+        JOIN pg_namespace AS n ON n.oid = p.pronamespace
+        WHERE {_OURS.format(oid="p.oid")}
+        ORDER BY 1
+    """,
+    "types": f"""
+        SELECT t.oid, t.typname
+        FROM pg_type AS t
+        JOIN pg_namespace AS n ON n.oid = t.typnamespace
+        WHERE t.typtype IN ('e', 'd') AND {_OURS.format(oid="t.oid")}
+        ORDER BY 1
+    """,
+}
+"""Statements whose answers, in a database nobody wrote to, are the same twice."""

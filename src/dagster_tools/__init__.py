@@ -2,9 +2,60 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dagster_tools.embedded import Server
+    from dagster_tools.errors import (
+        BadValue,
+        ConfigurationError,
+        DagsterToolsError,
+        DatabaseError,
+        GrantFailed,
+        MaterializationNotFound,
+        SchemaConflict,
+        UnsupportedFrame,
+    )
     from dagster_tools.postgres_io_manager import PostgresIOManager, PostgresResource
+    from dagster_tools.sql import And, Eq, IncrementalDataFrame, Or
 
-__all__ = ["PostgresIOManager", "PostgresResource"]
+__all__ = [
+    "And",
+    "BadValue",
+    "ConfigurationError",
+    "DagsterToolsError",
+    "DatabaseError",
+    "Eq",
+    "GrantFailed",
+    "IncrementalDataFrame",
+    "MaterializationNotFound",
+    "Or",
+    "PostgresIOManager",
+    "PostgresResource",
+    "SchemaConflict",
+    "Server",
+    "UnsupportedFrame",
+]
+
+_HOMES = {
+    "And": "sql",
+    "Eq": "sql",
+    "IncrementalDataFrame": "sql",
+    "Or": "sql",
+    "PostgresIOManager": "postgres_io_manager",
+    "PostgresResource": "postgres_io_manager",
+    "Server": "embedded",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # When asked for and not before: importing Dagster takes a second, and `embedded`, like all
+    # below the edges, does without.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

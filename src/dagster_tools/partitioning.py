@@ -130,9 +130,7 @@ def _locator(definition: dg.PartitionsDefinition, keys: Sequence[str]) -> Locato
     ]
 
     def locate(values: tuple[object, ...]) -> int | None:
-        return wanted.get(
-            tuple(find(value) for find, value in zip(finders, values, strict=True))
-        )
+        return wanted.get(tuple(find(value) for find, value in zip(finders, values, strict=True)))
 
     return locate
 

@@ -7,14 +7,14 @@ import time
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pyarrow as pa
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from dagster_tools import frames
 from dagster_tools.errors import ConfigurationError, DagsterToolsError, MaterializationNotFound
@@ -23,6 +23,7 @@ from dagster_tools.postgres.catalog import fetch_catalog, fetch_storage
 from dagster_tools.postgres.column_types import arrow_hint
 from dagster_tools.postgres.columns import ExistingTable
 from dagster_tools.postgres.connection import ConnectionSettings, connect, url_settings
+from dagster_tools.postgres.deletion import AllOf, AnyOf, Deletion, Keys
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table, check_column_names
 from dagster_tools.postgres.options import (
     INPUT_KEYS,
@@ -34,7 +35,8 @@ from dagster_tools.postgres.options import (
 )
 from dagster_tools.postgres.read import Request, read_by_partition, read_table
 from dagster_tools.postgres.tracking import Lineage, Tracking
-from dagster_tools.postgres.write import Written, write_table
+from dagster_tools.postgres.write import Merge, Written, write_table
+from dagster_tools.sql import And, Delete, Eq, IncrementalDataFrame
 
 if TYPE_CHECKING:
     import psycopg
@@ -64,7 +66,6 @@ class PostgresResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # ge
         default=None,
         description="Password; better an EnvVar than a literal.",
         json_schema_extra={"dagster__is_secret": True},
-        repr=False,
     )
     sslmode: str | None = Field(
         default=None, description="libpq's sslmode; 'verify-full' proves who the server is."
@@ -82,14 +83,21 @@ class PostgresResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # ge
         default=None, description="Name the server shows for the session."
     )
 
+    # pydantic's errors would else quote the value of a field, the password's too.
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    def __init__(self, **values: Any) -> None:
+        _refuse_unknown(type(self), values)
+        super().__init__(**values)
+
     @classmethod
     def from_url(cls, url: str) -> "PostgresResource":
-        """Return the resource a `postgresql://` URL describes.
+        """Return the resource a `postgresql://` URL describes; an EnvVar is read at once.
 
         Raises:
             ConfigurationError: It is no such URL; the message does not repeat it.
         """
-        settings = url_settings(url)
+        settings = url_settings(_resolved(url))
         return cls(**{item.name: getattr(settings, item.name) for item in fields(settings)})
 
     @contextmanager
@@ -143,12 +151,9 @@ class PostgresIOManager(dg.ConfigurableIOManager):
     )
 
     def __init__(self, **values: Any) -> None:
-        known = {"schema"} | set(type(self).model_fields)
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ConfigurationError(
-                f"PostgresIOManager has no {unknown}; it has {sorted(known - {'schema_'})}."
-            )
+        _refuse_unknown(type(self), values)
+        for name in ("connection", "production"):
+            _check_resource(name, values.get(name))
         # A resource dependency has no class default; None means libpq's environment.
         super().__init__(**{"connection": None, "production": None} | values)
 
@@ -182,6 +187,7 @@ class PostgresIOManager(dg.ConfigurableIOManager):
     def _write(self, context: dg.OutputContext, output: "_Output", obj: object) -> None:
         started = time.monotonic()
         tracking = Tracking(_resolved(self.tracking_schema))
+        frame, merge = _frame_and_merge(obj, output.options)
         with closing(connect(_settings(self.connection))) as connection:
             catalog = fetch_catalog(connection, output.table, tracking.schema)
             declared = list(output.options.columns.values())
@@ -189,7 +195,7 @@ class PostgresIOManager(dg.ConfigurableIOManager):
             if catalog.existing is not None:
                 storage |= {column.name: column.storage for column in catalog.existing.columns}
             hints = {name: hint for name, type_ in storage.items() if (hint := arrow_hint(type_))}
-            data, by_partition = _rows(context, output, obj, hints)
+            data, by_partition = _rows(context, output, frame, hints)
             written = write_table(
                 connection,
                 output.table,
@@ -199,21 +205,23 @@ class PostgresIOManager(dg.ConfigurableIOManager):
                 tracking=tracking,
                 log=context.log,
                 by_partition=by_partition,
+                merge=merge,
                 progress=_Progress(context.log, f"to {output.table}"),
             )
-        if written.rows == 0:
+        if written.rows == 0 and merge is None:
             context.log.warning(
                 "Empty DataFrame received for asset %s. The database table will not be created.",
                 output.name,
             )
+        seconds = time.monotonic() - started
         context.add_output_metadata(
-            _output_metadata(written, time.monotonic() - started, output.lineage)
+            _output_metadata(written, seconds, output.lineage, merged=merge is not None)
         )
 
     # --- in ---------------------------------------------------------------------------------
 
     def _read(self, context: dg.InputContext, asked: "_Asked") -> object:
-        request, environment = _request(context, self, asked)
+        request, environment = _request(context, self)
         settings = self._environment(environment, request.asset_key)
         tracking = Tracking(_resolved(self.tracking_schema))
         if asked.by_partition:
@@ -266,13 +274,8 @@ class _Output:
             context.log.warning("Metadata %r of %s is ignored; is %r meant?", slip, name, right)
         options = OutputOptions.from_metadata(metadata, name)
         prefix = list(context.asset_key.path[:-1]) if context.has_asset_key else []
-        table = Table(
-            options.schema
-            or _manager_schema(manager)
-            or (prefix[-1] if prefix else DEFAULT_SCHEMA),
-            options.table
-            or (context.asset_key.path[-1] if context.has_asset_key else context.name),
-        )
+        last = context.asset_key.path[-1] if context.has_asset_key else context.name
+        table = _table(options, manager, prefix, last)
         lineage = Lineage(_tracked_key(context), context.run_id, _output_partitions(context))
         kind = "asset" if context.has_asset_key else "output"
         return cls(name, f"{kind} {name} ({table})", table, options, lineage)
@@ -298,6 +301,44 @@ def _output_partitions(context: dg.OutputContext) -> tuple[str | None, ...]:
     if not context.has_asset_key and context.has_partition_key:
         return (str(context.partition_key),)
     return (None,)
+
+
+def _frame_and_merge(obj: object, options: OutputOptions) -> tuple[object, Merge | None]:
+    """Return the frame, and how its rows join the earlier ones; None where they replace them.
+
+    There is no append by accident: without a key or a deletion a re-run would double the rows.
+    """
+    if isinstance(obj, IncrementalDataFrame):
+        if obj.delete is None and not options.primary_key:
+            raise ConfigurationError(
+                "An IncrementalDataFrame needs to know which earlier rows go: give it "
+                "delete=Eq(...), or the asset a primary_key."
+            )
+        deletion = _deletion(obj.delete) if obj.delete is not None else None
+        return obj.frame, Merge(deletion)
+    if not options.incremental:
+        return obj, None
+    if not options.primary_key:
+        raise ConfigurationError(
+            "incremental needs a primary_key, which tells new rows from those to update. "
+            "Name it in the metadata: 'primary_key': 'id'."
+        )
+    return obj, Merge()
+
+
+def _deletion(expression: Delete) -> Deletion:
+    """Bring the values of a delete expression to Arrow, as those of a frame are."""
+    if isinstance(expression, Eq):
+        columns = zip(*expression.rows, strict=True) if expression.rows else [()] * len(
+            expression.columns
+        )
+        arrays = [
+            frames.values_to_arrow(list(values), column)
+            for values, column in zip(columns, expression.columns, strict=True)
+        ]
+        return Keys(expression.columns, pa.table(arrays, names=list(expression.columns)))
+    operands = tuple(_deletion(operand) for operand in expression.operands)
+    return AllOf(operands) if isinstance(expression, And) else AnyOf(operands)
 
 
 def _rows(
@@ -344,7 +385,9 @@ def _arrow(
     return rows
 
 
-def _output_metadata(written: Written, seconds: float, lineage: Lineage) -> dict[str, Any]:
+def _output_metadata(
+    written: Written, seconds: float, lineage: Lineage, *, merged: bool
+) -> dict[str, Any]:
     metadata: dict[str, Any] = {
         "dagster/table_name": f"{written.database}.{written.table.schema}.{written.table.name}",
         "dagster/storage_kind": "postgres",
@@ -352,7 +395,15 @@ def _output_metadata(written: Written, seconds: float, lineage: Lineage) -> dict
         "rows_per_second": round(written.rows / seconds) if seconds else 0,
         "bytes": written.bytes,
     }
-    if len(lineage.partition_keys) > 1:
+    if merged:
+        done = written.counts.values()
+        metadata |= {
+            "rows_inserted": sum(count.inserted for count in done),
+            "rows_updated": sum(count.updated for count in done),
+            "rows_unchanged": sum(count.unchanged for count in done),
+            "rows_deleted": sum(count.deleted for count in done),
+        }
+    elif len(lineage.partition_keys) > 1:
         # Dagster attaches the same metadata to each partition's event; a count for all of
         # them would be shown as each one's.
         metadata["rows"] = written.rows
@@ -424,9 +475,7 @@ def _without_none(annotation: object) -> tuple[object, bool]:
     return annotation, False
 
 
-def _request(
-    context: dg.InputContext, manager: PostgresIOManager, asked: _Asked
-) -> tuple[Request, str | None]:
+def _request(context: dg.InputContext, manager: PostgresIOManager) -> tuple[Request, str | None]:
     """Return what to read, and from which environment."""
     name = _input_name(context)
     own = _unwrapped(context.definition_metadata)
@@ -447,10 +496,7 @@ def _request(
         key, last, prefix = _tracked_key(upstream), upstream.name, ()
     else:
         raise ConfigurationError("An input without an asset key and without an upstream output.")
-    table = Table(
-        written.schema or _manager_schema(manager) or (prefix[-1] if prefix else DEFAULT_SCHEMA),
-        written.table or last,
-    )
+    table = _table(written, manager, prefix, last)
     partitions = _input_partitions(context)
     return Request(key, table, partitions, options, written.columns), environment
 
@@ -522,9 +568,10 @@ def _observe(context: dg.InputContext, loaded: object, environment: str) -> None
     """Log how much was loaded and from where, as an observation of the upstream asset."""
     if not (context.has_input_name and context.has_asset_key):
         return
-    tables = list(loaded.values()) if isinstance(loaded, dict) else [loaded]
-    if all(hasattr(table, "__len__") or isinstance(table, pa.Table) for table in tables):
-        rows = sum(len(table) for table in tables)
+    frames_loaded: list[object] = [*loaded.values()] if isinstance(loaded, dict) else [loaded]
+    sized = [frame for frame in frames_loaded if isinstance(frame, Sized)]
+    if len(sized) == len(frames_loaded):
+        rows = sum(map(len, sized))
         # An observation of several partitions cannot be made: Dagster asks for the one key.
         if not context.has_asset_partitions or len(list(context.asset_partition_keys)) == 1:
             context.add_input_metadata({"rows": rows, "environment": environment})
@@ -554,18 +601,48 @@ class _Progress:
         self.log.info("%s %s, %s rows/s", sent, self.where, f"{rate:,.0f}")
 
 
+def _refuse_unknown(cls: type[dg.ConfigurableResource[Any]], values: Mapping[str, Any]) -> None:
+    """Refuse a misspelled argument: pydantic would ignore it, and its value with it."""
+    fields_by_alias = {field.alias or name for name, field in cls.model_fields.items()}
+    unknown = sorted(values.keys() - fields_by_alias - cls.model_fields.keys())
+    if unknown:
+        raise ConfigurationError(
+            f"{cls.__name__} has no {', '.join(map(repr, unknown))}; "
+            f"it has {', '.join(sorted(fields_by_alias))}."
+        )
+
+
+def _check_resource(name: str, value: object) -> None:
+    """Refuse what cannot be a PostgresResource; what Dagster makes one of later passes."""
+    if isinstance(value, (str, Mapping)):
+        raise ConfigurationError(
+            f"{name} is a {type(value).__name__}; expected a PostgresResource. "
+            "PostgresResource.from_url(…) makes one of a URL."
+        )
+
+
 def _settings(resource: PostgresResource | None) -> ConnectionSettings:
     return resource.settings() if resource is not None else ConnectionSettings()
 
 
-def _manager_schema(manager: PostgresIOManager) -> str | None:
-    schema = _resolved(manager.schema_)
-    return str(schema) if schema is not None else None
+def _table(
+    options: OutputOptions, manager: PostgresIOManager, prefix: Sequence[str], last: str
+) -> Table:
+    """Return where an output is kept; what is set but empty is a mistake, not a default."""
+    default = prefix[-1] if prefix else DEFAULT_SCHEMA
+    named = (options.schema, _resolved(manager.schema_))
+    schema = next((name for name in named if name is not None), default)
+    return Table(schema, last if options.table is None else options.table)
 
 
 def _resolved(value: Any) -> Any:
     """Read an EnvVar; inside a run Dagster has done so already."""
-    return value.get_value() if hasattr(value, "get_value") else value
+    if not hasattr(value, "get_value"):
+        return value
+    read = value.get_value()
+    if read is None:
+        raise ConfigurationError(f"The environment variable {value.env_var_name} is not set.")
+    return read
 
 
 def _unwrapped(metadata: Mapping[str, Any] | None) -> dict[str, object]:
@@ -579,9 +656,7 @@ def _or_none(read: Callable[[], Any]) -> Any:
     """Return what a context property holds, None where this context has no such thing."""
     try:
         return read()
-    except (dg.DagsterInvariantViolationError, dg.DagsterInvalidPropertyError, AttributeError):
-        return None
-    except dg.DagsterError:
+    except (dg.DagsterError, AttributeError):
         return None
 
 

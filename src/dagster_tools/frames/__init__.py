@@ -13,11 +13,11 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from dagster_tools.errors import UnsupportedFrame
-from dagster_tools.frames import arrow, pandas
+from dagster_tools.errors import BadValue, UnsupportedFrame
+from dagster_tools.frames import arrow, objects, pandas
 from dagster_tools.frames.pandas import IndexDropped
 
-__all__ = ["IndexDropped", "frame_class", "from_arrow", "is_frame", "to_arrow"]
+__all__ = ["IndexDropped", "frame_class", "from_arrow", "is_frame", "to_arrow", "values_to_arrow"]
 
 
 class Library(Protocol):
@@ -115,6 +115,19 @@ def frame_class(annotation: object) -> type:
         )
     _builder(annotation)
     return annotation
+
+
+def values_to_arrow(values: list[Any], name: str) -> pa.Array:
+    """Turn the Python objects of one column into an Arrow array, as a frame's column would be.
+
+    Raises:
+        BadValue: The objects are of types that make no column.
+    """
+    try:
+        data = objects.to_arrow(values).data
+    except BadValue as error:
+        raise BadValue(error.reason, column=name, row=error.row) from None
+    return data.combine_chunks() if isinstance(data, pa.ChunkedArray) else data
 
 
 def _owner(value: object) -> Library | None:

@@ -41,11 +41,11 @@ SELECT pg_catalog.json_build_object(
         SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1
     ),
     'tracking_exists', (
-        SELECT pg_catalog.count(*) = 2
+        SELECT pg_catalog.count(*) = 3
         FROM pg_catalog.pg_class AS c
         JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
         WHERE n.nspname = $3
-          AND c.relname IN ('assets', 'materializations')
+          AND c.relname IN ('assets', 'materializations', 'leftovers')
     ),
     'kind', (SELECT relkind FROM target),
     'owned', (SELECT pg_catalog.pg_has_role(relowner, 'USAGE') FROM target),
@@ -110,7 +110,7 @@ SELECT pg_catalog.json_build_object(
         WHERE r.contype = 'f'
     ),
     'checks', (
-        SELECT pg_catalog.json_agg(r.conname)
+        SELECT pg_catalog.json_agg(pg_catalog.pg_get_constraintdef(r.oid))
         FROM pg_catalog.pg_constraint AS r
         JOIN target AS t ON t.oid = r.conrelid
         WHERE r.contype = 'c'

@@ -62,6 +62,18 @@ ALIASES = {
     "timestamptz": "timestamp with time zone",
 }
 
+COUNTED = {
+    "numeric": 2,
+    "character varying": 1,
+    "character": 1,
+    "time without time zone": 1,
+    "time with time zone": 1,
+    "timestamp without time zone": 1,
+    "timestamp with time zone": 1,
+    "interval": 1,
+}
+"""How many numbers may stand in parentheses after a type whose values depend on them here."""
+
 WIRE = {
     "boolean": pa.bool_(),
     "smallint": pa.int16(),
@@ -117,7 +129,7 @@ _TYPE = re.compile(
     (?P<name> (?: "(?:[^"]|"")+" | [^\W\d][\w$]* )
               (?: \s*\.\s* (?: "(?:[^"]|"")+" | [^\W\d][\w$]* ) )?
               (?: \s+ (?:precision|varying) )? )
-    (?: \s*\(\s* (?P<modifiers> [\w.+-]+ (?:\s*,\s* [\w.+-]+)* ) \s*\) )?
+    (?: \s*\(\s* (?P<modifiers> -?\w+ (?:\s*,\s* -?\w+)* ) \s*\) )?
     (?P<zone> \s+ (?:with|without) \s+ time \s+ zone )?
     (?P<array> (?: \s*\[\s*\d*\s*\] )* )
     \s*""",
@@ -180,8 +192,14 @@ def parse_type(text: str) -> PgType:
     name = match["name"] if '"' in match["name"] else " ".join(match["name"].lower().split())
     if match["zone"]:
         name = f"{name} {' '.join(match['zone'].lower().split())}"
-    name = DECLARED_WORDS.get(name) or ALIASES.get(name) or ALIASES.get(name, name)
+    name = DECLARED_WORDS.get(name) or ALIASES.get(name, name)
     modifiers = tuple(part.strip() for part in (match["modifiers"] or "").split(",") if part)
+    if len(modifiers) > COUNTED.get(name, len(modifiers)) or (
+        name in COUNTED and not all(re.fullmatch(r"-?\d+", part) for part in modifiers)
+    ):
+        raise ConfigurationError(
+            f"{text!r}: in parentheses, {name} takes at most {COUNTED[name]} whole number(s)."
+        )
     return PgType(name, modifiers, array=bool(match["array"]))
 
 

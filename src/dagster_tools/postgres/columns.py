@@ -88,7 +88,13 @@ class ForeignKey:
 
 @dataclass(frozen=True, slots=True)
 class ExistingTable:
-    """A table as the catalog describes it."""
+    """A table as the catalog describes it.
+
+    Args:
+        checks: Its CHECK constraints, as `pg_get_constraintdef` writes them.
+        row_security: Row-level security applies to the role that asks.
+        owned: The role that asks may alter the table.
+    """
 
     table: Table
     columns: tuple[ExistingColumn, ...]

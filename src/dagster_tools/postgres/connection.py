@@ -206,14 +206,13 @@ def url_settings(url: str) -> ConnectionSettings:
     Raises:
         ConfigurationError: Not a URL, or with parameters that have no field; never quotes it.
     """
+    if not isinstance(url, str) or not url.startswith(("postgresql://", "postgres://")):
+        raise ConfigurationError(_NO_URL)
     try:
         options = Conninfo.parse(url.encode())
     except psycopg.Error:
         # libpq quotes parts of a malformed URL, and a part may be the password.
-        raise ConfigurationError(
-            "The URL is not a valid PostgreSQL URL (postgresql://user:password@host:port/dbname). "
-            "Characters such as '@', ':', '/' and '%' in a password must be percent-encoded."
-        ) from None
+        raise ConfigurationError(_NO_URL) from None
     given = {item.keyword.decode(): item.val.decode() for item in options if item.val is not None}
     known = {item.name for item in fields(ConnectionSettings)}
     unknown = sorted(given.keys() - known)
@@ -222,5 +221,15 @@ def url_settings(url: str) -> ConnectionSettings:
             f"The URL sets {unknown}, for which there is no field. "
             f"The fields are {sorted(known)}; others belong into libpq's environment."
         )
-    numbers = {key: int(given.pop(key)) for key in ("port", "connect_timeout") if key in given}
+    try:
+        numbers = {key: int(given.pop(key)) for key in ("port", "connect_timeout") if key in given}
+    except ValueError:
+        # Several ports; or the end of a password with an '@' in it, hence no quoting.
+        raise ConfigurationError(f"{_NO_URL} Port and connect_timeout are one number.") from None
     return ConnectionSettings(**given, **numbers)  # type: ignore[arg-type]  # the keys are the fields
+
+
+_NO_URL = (
+    "The URL is not a valid PostgreSQL URL (postgresql://user:password@host:port/dbname). "
+    "Characters such as '@', ':', '/' and '%' in a password must be percent-encoded."
+)

@@ -118,11 +118,18 @@ def compose_alter_type(table: Table, column: str, type_: PgType, *, empty: bool)
 def compose_index(
     table: Table, columns: Sequence[str], *, unique: bool, concurrently: bool
 ) -> Composed:
-    """Compose an index; CONCURRENTLY on a live table, where it may not be in a transaction."""
-    return sql.SQL("CREATE {}INDEX {}{} ON {} ({})").format(
+    """Compose an index, named by the server.
+
+    Args:
+        concurrently: The table is live: nobody waits, it may not be in a transaction, and as
+            several may build it at once, the name is `index_name`.
+    """
+    named = sql.SQL("CONCURRENTLY IF NOT EXISTS {} ").format(
+        Identifier(index_name(table, columns, unique=unique))
+    )
+    return sql.SQL("CREATE {}INDEX {}ON {} ({})").format(
         sql.SQL("UNIQUE ") if unique else sql.SQL(""),
-        sql.SQL("CONCURRENTLY IF NOT EXISTS ") if concurrently else sql.SQL(""),
-        Identifier(index_name(table, columns, unique=unique)),
+        named if concurrently else sql.SQL(""),
         table.identifier,
         sql.SQL(", ").join(map(Identifier, columns)),
     )
@@ -134,20 +141,21 @@ def compose_drop_index(table: Table, name: str) -> Composed:
 
 
 def compose_key(table: Table, columns: Sequence[str], *, primary: bool) -> Composed:
-    """Compose a primary key or a unique constraint for a table nobody else sees yet."""
-    return sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {} ({})").format(
+    """Compose a primary key or a unique constraint for a table nobody else sees yet.
+
+    The server names it: it finds a name that no other table of the schema has.
+    """
+    return sql.SQL("ALTER TABLE {} ADD {} ({})").format(
         table.identifier,
-        Identifier(key_name(table, columns, primary=primary)),
         sql.SQL("PRIMARY KEY" if primary else "UNIQUE"),
         sql.SQL(", ").join(map(Identifier, columns)),
     )
 
 
 def compose_key_using_index(table: Table, columns: Sequence[str], *, primary: bool) -> Composed:
-    """Compose a key from an index built before; the lock is held for a moment only."""
-    return sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {} USING INDEX {}").format(
+    """Compose a key from an index built before, under its name; the lock is short."""
+    return sql.SQL("ALTER TABLE {} ADD {} USING INDEX {}").format(
         table.identifier,
-        Identifier(key_name(table, columns, primary=primary)),
         sql.SQL("PRIMARY KEY" if primary else "UNIQUE"),
         Identifier(index_name(table, columns, unique=True)),
     )
@@ -185,16 +193,13 @@ def compose_not_null(table: Table, column: str) -> Composed:
 
 
 def index_name(table: Table, columns: Sequence[str], *, unique: bool) -> str:
-    return derived_name(table.name, *columns, suffix="uidx" if unique else "idx")
-
-
-def key_name(table: Table, columns: Sequence[str], *, primary: bool) -> str:
-    if primary:
-        return derived_name(table.name, suffix="pkey")
-    return derived_name(table.name, *columns, suffix="key")
+    """Return the name of an index that is built while others use the table."""
+    suffix = "key" if unique else "idx"
+    return derived_name(table.name, *columns, suffix=suffix, hashed=True)
 
 
 def check_name(table: Table, column: str, *, nonnegative: bool) -> str:
+    """Return the name of a CHECK of ours."""
     suffix = "nonnegative" if nonnegative else "not_null"
     return derived_name(table.name, column, suffix=suffix)
 

@@ -6,6 +6,7 @@ the type widened, and only where no stored value can be lost by it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -293,11 +294,7 @@ def _later_modifiers(
             )
         ),
         "nonnegative": lacking(
-            lambda column: (
-                not column.nonnegative
-                or any(column.name in check and "nonnegative" in check for check in existing.checks)
-                or any(check.endswith(f"{column.name}_check") for check in existing.checks)
-            )
+            lambda column: not column.nonnegative or _kept_nonnegative(existing, column.name)
         ),
         "unique": lacking(
             lambda column: not column.unique or existing.has_index([column.name], unique=True)
@@ -306,6 +303,16 @@ def _later_modifiers(
             lambda column: not column.index or existing.has_index([column.name], unique=False)
         ),
     }
+
+
+def _kept_nonnegative(existing: ExistingTable, column: str) -> bool:
+    """Whether a validated CHECK says so; `integer` and wider types spell the zero differently."""
+    spellings = ['"' + column.replace('"', '""') + '"']
+    if re.fullmatch(r"[a-z_][a-z0-9_]*", column):
+        spellings.append(column)
+    name = "|".join(map(re.escape, spellings))
+    condition = re.compile(rf"CHECK \(\((?:{name}) >= \(?0\)?(?:::\w+)?\)\)")
+    return any(condition.fullmatch(check) for check in existing.checks)
 
 
 def _own_columns(existing: ExistingTable) -> list[str]:

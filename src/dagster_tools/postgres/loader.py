@@ -15,21 +15,33 @@ from dagster_tools.postgres.column_types import PgType
 from dagster_tools.postgres.columns import Column, ExistingTable
 from dagster_tools.postgres.connection import Connection, translated
 from dagster_tools.postgres.copy import Copied, Progress, copy_in, has_binary_form
+from dagster_tools.postgres.deletion import Condition, Deletion, compose_condition
 from dagster_tools.postgres.evolution import Evolution, Widening, widened_type
 from dagster_tools.postgres.merge import (
+    EVERY_ROW,
+    compose_absent_from_staging,
     compose_delete,
     compose_delete_and_count,
     compose_insert_new,
+    compose_repeated_keys,
     compose_update_kept,
+    compose_upsert,
 )
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table
 from dagster_tools.postgres.options import OutputOptions
 from dagster_tools.postgres.rows import Feed, Misfit
+from dagster_tools.postgres.tracking import Counts
 
 __all__ = ["Loader", "Plan", "delete_earlier"]
 
 INTEGER = PgType("integer")
 STAGING = "dagster_tools_staging"
+NO_EQUALITY = frozenset({"json", "xml", "point", "polygon"})
+"""Types whose values PostgreSQL cannot compare with `=`."""
+
+NO_ROW = Condition(sql.SQL("false").format(), ())
+"""Nothing goes before the rows come in."""
+
 NO_ACTION = "a"
 """pg_constraint.confdeltype of a foreign key without an ON DELETE action."""
 
@@ -49,18 +61,29 @@ class Plan:
 
 
 def delete_earlier(
-    connection: Connection, table: Table, earlier: Mapping[int, str | None]
+    connection: Connection,
+    table: Table,
+    earlier: Mapping[int, str | None],
+    condition: Condition | None = None,
 ) -> dict[str | None, int]:
-    """Delete the rows of earlier materializations, and count them by partition."""
+    """Delete rows of earlier materializations, and count them by partition.
+
+    Args:
+        earlier: The materializations, each with its partition.
+        condition: Which of their rows go, in terms of `kept`; None for all.
+    """
     if not earlier:
         return {}
     keys = set(earlier.values())
+    clause, parameters = (condition.clause, condition.parameters) if condition else (EVERY_ROW, ())
     with translated(f"deleting the old rows of {table}"):
         if len(keys) == 1:
             # Counting by partition costs as much as deleting; one partition needs no GROUP BY.
-            cursor = connection.execute(compose_delete(table), [list(earlier)])
+            statement = compose_delete(table, clause)
+            cursor = connection.execute(statement, [list(earlier), *parameters])
             return {keys.pop(): cursor.rowcount}
-        counts = connection.execute(compose_delete_and_count(table), [list(earlier)]).fetchall()
+        statement = compose_delete_and_count(table, clause)
+        counts = connection.execute(statement, [list(earlier), *parameters]).fetchall()
     deleted: dict[str | None, int] = {}
     for materialization_id, count in counts:
         key = earlier[materialization_id]
@@ -79,6 +102,8 @@ class Loader:
     log: logging.Logger
     progress: Progress
     copied: Copied = field(default_factory=Copied)
+    deleted: Mapping[str | None, int] = field(default_factory=dict)
+    upserted: Mapping[int, tuple[int, int]] | None = None
 
     def create(self, *, indexed: bool) -> None:
         """Create the table, load it, and only then build its keys and indexes.
@@ -103,6 +128,32 @@ class Loader:
                     ddl.compose_index(table, columns, unique=False, concurrently=False)
                 )
 
+    def replace(self, existing: ExistingTable, earlier: Mapping[int, str | None]) -> None:
+        """Put the feed in the place of all rows of the earlier materializations."""
+        self._put_in_place(existing, earlier, None)
+
+    def merge(
+        self,
+        existing: ExistingTable,
+        earlier: Mapping[int, str | None],
+        deletion: Deletion | None,
+    ) -> None:
+        """Add the feed to the rows of the earlier materializations.
+
+        With a primary key, rows of the same key are updated where they differ. Before,
+        the rows that `deletion` matches go, but for those whose key comes again.
+
+        Raises:
+            BadValue: Two rows of the feed have the same key.
+        """
+        condition = (
+            compose_condition(deletion, existing, "kept", first=2) if deletion is not None else None
+        )
+        if self.plan.options.primary_key:
+            self._upsert(earlier, condition)
+        else:
+            self._put_in_place(existing, earlier, condition or NO_ROW)
+
     def copy(self, target: Identifier) -> None:
         """Copy all of the feed, widening a column on the way where a stream asks for it."""
         while not self.feed.exhausted:
@@ -126,33 +177,105 @@ class Loader:
                 self.copied.rows,
             )
 
-    def replace_referenced(
-        self, existing: ExistingTable, earlier: Mapping[int, str | None]
-    ) -> dict[str | None, int]:
+    def counts(self) -> dict[str | None, Counts]:
+        """Return what was done to the rows of each partition."""
+        keys = [partition.key for partition in self.feed.partitions]
+        if self.upserted is None:
+            return {
+                key: Counts(inserted=self.feed.rows[key], deleted=self.deleted.get(key, 0))
+                for key in keys
+            }
+        counted = {}
+        for partition in self.feed.partitions:
+            inserted, updated = self.upserted.get(partition.materialization_id, (0, 0))
+            unchanged = self.feed.rows[partition.key] - inserted - updated
+            deleted = self.deleted.get(partition.key, 0)
+            counted[partition.key] = Counts(inserted, updated, deleted, unchanged)
+        return counted
+
+    def _put_in_place(
+        self,
+        existing: ExistingTable,
+        earlier: Mapping[int, str | None],
+        condition: Condition | None,
+    ) -> None:
+        if existing.referencing:
+            self._put_in_place_referenced(existing, earlier, condition)
+        else:
+            self.deleted = delete_earlier(self.connection, self.table, earlier, condition)
+            self.copy(self.table.identifier)
+
+    def _put_in_place_referenced(
+        self,
+        existing: ExistingTable,
+        earlier: Mapping[int, str | None],
+        condition: Condition | None,
+    ) -> None:
         """Replace rows that a foreign key of another table may reference.
 
         Rows whose referenced key stays are updated in place, so that a reference holds
         throughout and no ON DELETE action fires; only vanished keys are deleted.
         """
-        connection, table = self.connection, self.table
-        staging = Identifier("pg_temp", STAGING)
-        names = self.feed.schema.names
+        connection, table, names = self.connection, self.table, self.feed.schema.names
         key = _referenced_key(existing)
         if not set(key) <= set(names):
             raise SchemaConflict(
                 f"{table} is referenced by its columns {list(key)}, and the frame lacks some of "
                 f"them. Its columns are {names}."
             )
-        with translated("creating a staging table (needs TEMP on the database)"):
-            connection.execute(ddl.compose_staging(STAGING, table, names))
-        self.copy(staging)
+        staging = self._stage()
+        absent = [
+            column.name
+            for column in existing.columns
+            if column.name not in self.feed.columns and not column.filled_by_server
+        ]
+        clause, parameters = (
+            (condition.clause, condition.parameters) if condition else (EVERY_ROW, ())
+        )
         numbers = [partition.materialization_id for partition in self.feed.partitions]
         with translated(f"replacing rows of {table}", data=True):
-            connection.execute(compose_update_kept(table, staging, names, key), [list(earlier)])
-        deleted = delete_earlier(connection, table, earlier)
+            connection.execute(
+                compose_update_kept(table, staging, names, key, absent=absent, condition=clause),
+                [list(earlier), *parameters],
+            )
+        self.deleted = delete_earlier(connection, table, earlier, condition)
         with translated(f"replacing rows of {table}", data=True):
             connection.execute(compose_insert_new(table, staging, names, key), [numbers])
-        return deleted
+
+    def _upsert(self, earlier: Mapping[int, str | None], condition: Condition | None) -> None:
+        connection, table, key = self.connection, self.table, self.plan.options.primary_key
+        staging = self._stage()
+        self._refuse_repeated_keys(staging, key)
+        if condition is not None:
+            comes_again = compose_absent_from_staging(staging, key)
+            clause = sql.SQL("({}) AND {}").format(condition.clause, comes_again)
+            gone = Condition(clause, condition.parameters)
+            self.deleted = delete_earlier(connection, table, earlier, gone)
+        names = self.feed.schema.names
+        as_text = [name for name in names if self.feed.targets[name].name in NO_EQUALITY]
+        with translated(f"merging rows into {table}", data=True):
+            counts = connection.execute(
+                compose_upsert(table, staging, names, key, as_text)
+            ).fetchall()
+        self.upserted = {number: (inserted, updated) for number, inserted, updated in counts}
+
+    def _stage(self) -> Identifier:
+        """Copy the feed into a temporary table that ends with the transaction."""
+        staging = Identifier("pg_temp", STAGING)
+        statement = ddl.compose_staging(STAGING, self.table, self.feed.schema.names)
+        with translated("creating a staging table (needs TEMP on the database)"):
+            self.connection.execute(statement)
+        self.copy(staging)
+        return staging
+
+    def _refuse_repeated_keys(self, staging: Identifier, key: Sequence[str]) -> None:
+        with translated("looking for repeated keys"):
+            found = self.connection.execute(compose_repeated_keys(staging, key)).fetchall()
+        for count, first, again in found:
+            raise BadValue(
+                f"{count} values of the primary key {list(key)} stand in more than one row; the "
+                f"first of them in rows {first} and {again}. Nothing was written."
+            )
 
     def _add_key(self, columns: Sequence[str], *, primary: bool) -> None:
         kind = "primary key" if primary else "unique column"
@@ -179,7 +302,7 @@ class Loader:
                     sql.SQL("ALTER TABLE {} ALTER COLUMN {} TYPE {}").format(
                         target,
                         Identifier(name),
-                        sql.SQL(str(new)),  # type: ignore[arg-type]  # a type's name by grammar
+                        sql.SQL(str(new)),  # a type's name by grammar
                     )
                 )
         self.feed.retarget(name, new)

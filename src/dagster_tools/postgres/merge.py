@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from psycopg import sql
-from psycopg.sql import Composed, Identifier
+from psycopg.sql import Composable, Composed, Identifier
 
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table
 
 __all__ = [
+    "compose_absent_from_staging",
     "compose_copy_in",
     "compose_delete",
     "compose_delete_and_count",
     "compose_insert_new",
+    "compose_repeated_keys",
     "compose_update_kept",
+    "compose_upsert",
 ]
+
+EVERY_ROW = sql.SQL("true")
 
 
 def compose_copy_in(target: Identifier, columns: Sequence[str], *, binary: bool) -> Composed:
@@ -24,37 +29,153 @@ def compose_copy_in(target: Identifier, columns: Sequence[str], *, binary: bool)
     return sql.SQL("COPY {} ({}) FROM STDIN ({})").format(target, _names(columns), options)
 
 
-def compose_delete(table: Table) -> Composed:
-    """$1: the materializations whose rows go."""
-    return sql.SQL("DELETE FROM {} WHERE {} = ANY ($1)").format(
-        table.identifier, Identifier(MATERIALIZATION_ID)
+def compose_delete(table: Table, condition: Composable = EVERY_ROW) -> Composed:
+    """Compose the delete of own rows. $1: the materializations whose rows may go.
+
+    Args:
+        condition: Which of those rows go, in terms of `kept`.
+    """
+    return sql.SQL("DELETE FROM {} AS kept WHERE kept.{} = ANY ($1) AND {}").format(
+        table.identifier, Identifier(MATERIALIZATION_ID), condition
     )
 
 
-def compose_delete_and_count(table: Table) -> Composed:
-    """Compose a delete that returns how many rows of each materialization went. $1: which."""
+def compose_delete_and_count(table: Table, condition: Composable = EVERY_ROW) -> Composed:
+    """Compose the same delete, returning how many rows of each materialization went."""
     return sql.SQL(
         """
         WITH deleted AS (
-            DELETE FROM {table}
-            WHERE {id} = ANY ($1)
-            RETURNING {id}
+            {delete}
+            RETURNING kept.{id}
         )
         SELECT {id}, pg_catalog.count(*)
         FROM deleted
         GROUP BY 1
         """
-    ).format(table=table.identifier, id=Identifier(MATERIALIZATION_ID))
+    ).format(delete=compose_delete(table, condition), id=Identifier(MATERIALIZATION_ID))
+
+
+def compose_absent_from_staging(staging: Identifier, key: Sequence[str]) -> Composed:
+    """Compose the condition that the frame has no row of the same key as `kept`."""
+    return sql.SQL("NOT EXISTS (SELECT FROM {} AS staging WHERE {})").format(
+        staging, _same_key("kept", key)
+    )
+
+
+def compose_repeated_keys(staging: Identifier, key: Sequence[str]) -> Composed:
+    """Compose a query for keys that more than one row has: how many, and the first such rows.
+
+    It returns no row where every key is there once.
+    """
+    columns = _names(key)
+    return sql.SQL(
+        """
+        WITH numbered AS (
+            SELECT {columns}, pg_catalog.row_number() OVER (ORDER BY ctid) - 1 AS row
+            FROM {staging}
+        ),
+        repeated AS (
+            SELECT pg_catalog.min(row) AS first, pg_catalog.max(row) AS last
+            FROM numbered
+            GROUP BY {columns}
+            HAVING pg_catalog.count(*) > 1
+        )
+        SELECT pg_catalog.count(*), pg_catalog.min(first), (
+            SELECT last FROM repeated ORDER BY first LIMIT 1
+        )
+        FROM repeated
+        HAVING pg_catalog.count(*) > 0
+        """
+    ).format(columns=columns, staging=staging)
+
+
+def compose_upsert(
+    table: Table,
+    staging: Identifier,
+    columns: Sequence[str],
+    key: Sequence[str],
+    compared_as_text: Collection[str],
+) -> Composed:
+    """Compose insert and update by key; rows that do not differ are left alone.
+
+    Returns, for each materialization, how many rows were inserted and updated. Rows are
+    visited in the order of the key, so that two writers of the same keys cannot deadlock.
+    Unchanged rows are left out before ON CONFLICT sees them, which would lock each.
+
+    Args:
+        compared_as_text: Columns of types without an equality of their own (`json`).
+    """
+    values = [name for name in columns if name not in key]
+    every = [*columns, MATERIALIZATION_ID]
+    if values:
+        action = sql.SQL("UPDATE SET {} WHERE {}").format(
+            sql.SQL(", ").join(
+                sql.SQL("{name} = excluded.{name}").format(name=Identifier(name))
+                for name in [*values, MATERIALIZATION_ID]
+            ),
+            _differs("kept", "excluded", values, compared_as_text),
+        )
+        changed = sql.SQL("present.{} IS NULL OR {}").format(
+            Identifier(key[0]), _differs("present", "staging", values, compared_as_text)
+        )
+    else:
+        action = sql.SQL("NOTHING").format()
+        changed = sql.SQL("present.{} IS NULL").format(Identifier(key[0]))
+    return sql.SQL(
+        """
+        WITH written AS (
+            INSERT INTO {table} AS kept ({names})
+            SELECT {staged}
+            FROM {staging} AS staging
+            LEFT JOIN {table} AS present ON {same_key}
+            WHERE {changed}
+            ORDER BY {ordered}
+            ON CONFLICT ({key}) DO {action}
+            RETURNING kept.{id}, kept.xmax = 0 AS inserted
+        )
+        SELECT {id},
+               pg_catalog.count(*) FILTER (WHERE inserted),
+               pg_catalog.count(*) FILTER (WHERE NOT inserted)
+        FROM written
+        GROUP BY 1
+        """
+    ).format(
+        table=table.identifier,
+        names=_names(every),
+        staged=_qualified("staging", every),
+        staging=staging,
+        same_key=_same_key("present", key),
+        changed=changed,
+        ordered=_qualified("staging", key),
+        key=_names(key),
+        action=action,
+        id=Identifier(MATERIALIZATION_ID),
+    )
 
 
 def compose_update_kept(
-    table: Table, staging: Identifier, columns: Sequence[str], key: Sequence[str]
+    table: Table,
+    staging: Identifier,
+    columns: Sequence[str],
+    key: Sequence[str],
+    *,
+    absent: Sequence[str],
+    condition: Composable = EVERY_ROW,
 ) -> Composed:
     """Give rows whose referenced key stays their new values. $1: the materializations replaced.
 
     They are not deleted, so no ON DELETE action of a foreign key fires for them; and as
     they now bear the new materialization, what still bears an old one has vanished.
+
+    Args:
+        absent: Columns the frame lacks: they get their default, as a new row's would.
+        condition: Which rows are replaced, in terms of `kept`.
     """
+    assignments = [
+        sql.SQL("{name} = staging.{name}").format(name=Identifier(name))
+        for name in [*(name for name in columns if name not in key), MATERIALIZATION_ID]
+    ]
+    assignments += [sql.SQL("{} = DEFAULT").format(Identifier(name)) for name in absent]
     return sql.SQL(
         """
         UPDATE {table} AS kept
@@ -62,16 +183,15 @@ def compose_update_kept(
         FROM {staging} AS staging
         WHERE {same_key}
           AND kept.{id} = ANY ($1)
+          AND {condition}
         """
     ).format(
         table=table.identifier,
-        assignments=sql.SQL(", ").join(
-            sql.SQL("{} = staging.{}").format(Identifier(name), Identifier(name))
-            for name in [*(name for name in columns if name not in key), MATERIALIZATION_ID]
-        ),
+        assignments=sql.SQL(", ").join(assignments),
         staging=staging,
         same_key=_same_key("kept", key),
         id=Identifier(MATERIALIZATION_ID),
+        condition=condition,
     )
 
 
@@ -106,6 +226,27 @@ def _same_key(alias: str, key: Sequence[str]) -> Composed:
         sql.SQL("{}.{} = staging.{}").format(Identifier(alias), Identifier(name), Identifier(name))
         for name in key
     )
+
+
+def _differs(
+    left: str, right: str, columns: Sequence[str], compared_as_text: Collection[str]
+) -> Composed:
+    """Compose whether two rows differ; NULL equals NULL and NaN equals NaN."""
+
+    def side(alias: str, name: str) -> Composed:
+        cast = sql.SQL("::text" if name in compared_as_text else "")
+        return sql.SQL("{}{}").format(Identifier(alias, name), cast)
+
+    return sql.SQL("({})").format(
+        sql.SQL(" OR ").join(
+            sql.SQL("{} IS DISTINCT FROM {}").format(side(left, name), side(right, name))
+            for name in columns
+        )
+    )
+
+
+def _qualified(alias: str, columns: Sequence[str]) -> Composed:
+    return sql.SQL(", ").join(Identifier(alias, name) for name in columns)
 
 
 def _names(columns: Sequence[str]) -> Composed:

@@ -19,8 +19,10 @@ __all__ = [
     "MATERIALIZATION_ID",
     "MAX_COLUMNS",
     "Table",
+    "check_column_name",
     "check_column_names",
     "check_identifier",
+    "check_schema_name",
     "derived_name",
 ]
 
@@ -42,12 +44,7 @@ class Table:
     name: str
 
     def __post_init__(self) -> None:
-        check_identifier("schema", self.schema)
-        if self.schema.startswith("pg_"):
-            raise ConfigurationError(
-                f"schema {self.schema!r}: PostgreSQL reserves names that begin with 'pg_' "
-                "for itself. Choose another schema."
-            )
+        check_schema_name("schema", self.schema)
         check_identifier("table", self.name)
 
     @property
@@ -87,6 +84,32 @@ def check_identifier(kind: str, name: object) -> str:
     return name
 
 
+def check_schema_name(kind: str, name: object) -> str:
+    """Return `name` if a schema can have it."""
+    schema = check_identifier(kind, name)
+    if schema.startswith("pg_"):
+        raise ConfigurationError(
+            f"{kind} name {schema!r}: PostgreSQL reserves names that begin with 'pg_' "
+            "for itself. Choose another."
+        )
+    return schema
+
+
+def check_column_name(name: object) -> str:
+    """Return `name` if it can be a column's that the user fills."""
+    column = check_identifier("column", name)
+    if column in SYSTEM_COLUMNS:
+        raise ConfigurationError(
+            f"Column {column!r} has the name of a PostgreSQL system column. Rename it."
+        )
+    if column == MATERIALIZATION_ID:
+        raise ConfigurationError(
+            f"Column {MATERIALIZATION_ID!r} is the one that links rows to their "
+            "materialization; it is added on output. Rename or drop yours."
+        )
+    return column
+
+
 def check_column_names(names: Sequence[object]) -> None:
     """Refuse column names the table could not hold as they are."""
     if not names:
@@ -98,31 +121,25 @@ def check_column_names(names: Sequence[object]) -> None:
         )
     seen: dict[str, int] = {}
     for position, name in enumerate(names):
-        column = check_identifier("column", name)
+        column = check_column_name(name)
         if column in seen:
             raise ConfigurationError(
                 f"Columns {seen[column]} and {position} are both named {column!r}."
             )
         seen[column] = position
-        if column in SYSTEM_COLUMNS:
-            raise ConfigurationError(
-                f"Column {column!r} has the name of a PostgreSQL system column. Rename it."
-            )
-        if column == MATERIALIZATION_ID:
-            raise ConfigurationError(
-                f"Column {MATERIALIZATION_ID!r} is the one that links rows to their "
-                "materialization; it is added on output. Rename or drop yours."
-            )
 
 
-def derived_name(*parts: str, suffix: str) -> str:
+def derived_name(*parts: str, suffix: str, hashed: bool = False) -> str:
     """Return a name made of `parts`, within 63 bytes and still its own.
 
-    Names that fit stay readable (`routes_pkey`); longer ones end in a hash of
-    the whole, so that two long tables do not share an index name.
+    Names that fit stay readable (`routes_id_not_null`); longer ones end in a hash of the parts.
+
+    Args:
+        hashed: Put the hash into short names too: an index shares its names with all tables
+            of the schema, and `a_b` with `c` would read like `a` with `b_c`.
     """
     whole = "_".join((*parts, suffix))
-    if len(whole.encode()) <= MAX_BYTES:
+    if not hashed and len(whole.encode()) <= MAX_BYTES:
         return whole
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=5).hexdigest()
     ending = f"_{digest}_{suffix}"

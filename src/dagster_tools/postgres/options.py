@@ -6,13 +6,14 @@ import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Literal, TypeVar
 
 from dagster_tools.errors import ConfigurationError
 from dagster_tools.postgres.column_types import PgType, parse_type
 from dagster_tools.postgres.columns import Column, declared_column
-from dagster_tools.postgres.names import MATERIALIZATION_ID, check_identifier
+from dagster_tools.postgres.names import check_column_name, check_identifier
 
 T = TypeVar("T")
 
@@ -52,6 +53,7 @@ class OutputOptions:
     Args:
         schema: Target schema, None where the metadata names none.
         table: Target table, None where the metadata names none.
+        incremental: Upsert by `primary_key` instead of replacing.
         columns: Declared columns by name.
         chunk_size: Bytes of a large frame that are encoded at a time.
         partition_expr: Column that tells a row's partition, or one per dimension.
@@ -60,6 +62,7 @@ class OutputOptions:
     schema: str | None = None
     table: str | None = None
     primary_key: tuple[str, ...] = ()
+    incremental: bool = False
     columns: Mapping[str, Column] = field(default_factory=lambda: MappingProxyType({}))
     chunk_size: int = DEFAULT_CHUNK_BYTES
     schema_evolution: Literal["evolve", "strict"] = "evolve"
@@ -75,9 +78,10 @@ class OutputOptions:
         read = _Reader(metadata, asset)
         nothing: Mapping[str, Column] = MappingProxyType({})
         return cls(
-            schema=read("schema", _text, None),
-            table=read("table", _text, None),
+            schema=read("schema", partial(check_identifier, "schema"), None),
+            table=read("table", partial(check_identifier, "table"), None),
             primary_key=read("primary_key", _names, ()),
+            incremental=read("incremental", parse_boolean, False),
             columns=read("columns", _declared_columns, nothing),
             chunk_size=read("chunk_size", parse_size, DEFAULT_CHUNK_BYTES),
             schema_evolution=read("schema_evolution", _schema_evolution, "evolve"),
@@ -170,12 +174,6 @@ class _Reader:
             ) from None
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError("a name")
-    return value
-
-
 def _names(value: object) -> tuple[str, ...]:
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
@@ -198,20 +196,18 @@ def _declared_columns(value: object) -> Mapping[str, Column]:
         raise ValueError("a dict of column name to type")
     columns = {}
     for name, declaration in value.items():
-        check_identifier("column", name)
-        if name == MATERIALIZATION_ID:
-            raise ConfigurationError(f"{name!r} is added on output and cannot be declared.")
-        columns[name] = declared_column(name, declaration)
+        columns[name] = declared_column(check_column_name(name), declaration)
     return MappingProxyType(columns)
 
 
 def _selected_columns(value: object) -> Mapping[str, PgType | None]:
     if isinstance(value, Mapping):
-        return MappingProxyType({name: _cast_type(name, text) for name, text in value.items()})
-    names = _names(value)
-    if not names:
+        types = {name: _cast_type(name, text) for name, text in value.items()}
+    else:
+        types = dict.fromkeys(_names(value))
+    if not types:
         raise ValueError("at least one column")
-    return MappingProxyType(dict.fromkeys(names))
+    return MappingProxyType(types)
 
 
 def _cast_type(name: object, text: object) -> PgType | None:

@@ -40,12 +40,16 @@ class Source:
 
     @property
     def empty(self) -> bool:
+        """Whether there is no row at all; streams begin with a batch that has some."""
         return bool(self.known.num_rows == 0)
 
     def chunks(self, name: str) -> Iterable[pa.Array]:
-        return self.known.column(name).chunks
+        """Return what is known of one column."""
+        chunks: list[pa.Array] = self.known.column(name).chunks
+        return chunks
 
     def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield all rows once, no more at a time than are encoded at a time."""
         for batch in chain(self.known.to_batches(), self.rest):
             rows = _rows_at_a_time(batch, self.chunk_size)
             for start in range(0, batch.num_rows, rows):
@@ -68,7 +72,7 @@ def open_source(
 
 
 def _rows_at_a_time(batch: pa.RecordBatch, chunk_size: int) -> int:
-    bytes_per_row = max(1, batch.nbytes // max(1, batch.num_rows))
+    bytes_per_row: int = max(1, batch.nbytes // max(1, batch.num_rows))
     return max(1, min(ROWS_AT_A_TIME, chunk_size // bytes_per_row))
 
 
@@ -76,10 +80,12 @@ class Numbered(Protocol):
     """A partition, and the number its new rows bear."""
 
     @property
-    def key(self) -> str | None: ...
+    def key(self) -> str | None:
+        """The partition's key, None where there are no partitions."""
 
     @property
-    def materialization_id(self) -> int: ...
+    def materialization_id(self) -> int:
+        """The number."""
 
 
 class Feed:
@@ -96,7 +102,7 @@ class Feed:
         self.targets = {name: targets[name] for name in source.schema.names}
         self.row = 0
         self.partitions = partitions
-        self.inserted: dict[str | None, int] = {partition.key: 0 for partition in partitions}
+        self.rows: dict[str | None, int] = {partition.key: 0 for partition in partitions}
         self.misfit: Misfit | None = None
         self._numbers = pa.array([p.materialization_id for p in partitions], pa.int32())
         self._by_partition = source.by_partition
@@ -105,13 +111,16 @@ class Feed:
 
     @property
     def columns(self) -> list[str]:
+        """Names of the columns that are yielded."""
         return [*self.schema.names, MATERIALIZATION_ID]
 
     @property
     def exhausted(self) -> bool:
+        """Whether every row was yielded."""
         return self._exhausted
 
     def retarget(self, column: str, type_: PgType) -> None:
+        """Fit a column's values to another type from now on."""
         self.targets[column] = type_
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
@@ -133,11 +142,11 @@ class Feed:
     def _numbered(self, batch: pa.RecordBatch) -> pa.Array:
         """Return the materialization's number of each row, and count the rows by partition."""
         if not self._by_partition:
-            self.inserted[self.partitions[0].key] += batch.num_rows
+            self.rows[self.partitions[0].key] += batch.num_rows
             return pa.repeat(self._numbers[0], batch.num_rows)
         positions = batch.column(batch.num_columns - 1)
         for counted in pc.value_counts(positions).to_pylist():
-            self.inserted[self.partitions[counted["values"]].key] += counted["counts"]
+            self.rows[self.partitions[counted["values"]].key] += counted["counts"]
         return self._numbers.take(positions)
 
 

@@ -17,6 +17,7 @@ from dagster_tools.postgres.ddl import MATERIALIZATION_SETTING, compose_create_s
 from dagster_tools.postgres.names import Table
 
 __all__ = [
+    "Counts",
     "Lineage",
     "Partition",
     "Stored",
@@ -62,6 +63,16 @@ class Partition:
 
 
 @dataclass(frozen=True, slots=True)
+class Counts:
+    """What a write did to the rows of one partition."""
+
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+    unchanged: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Stored:
     """Where one partition's rows are, and which materializations wrote them."""
 
@@ -86,6 +97,11 @@ class Tracking:
     def materializations(self) -> Identifier:
         """The table of writes."""
         return Identifier(self.schema, "materializations")
+
+    @property
+    def leftovers(self) -> Identifier:
+        """Where assets moved to another table may have left rows."""
+        return Identifier(self.schema, "leftovers")
 
     def create(self, connection: Connection) -> None:
         """Create the tracking tables where they are missing; one of many starters does it."""
@@ -135,12 +151,7 @@ class Tracking:
             ).fetchall()
             moved = [row[1] for row in locked if (row[2], row[3]) != (table.schema, table.name)]
             if moved:
-                connection.execute(
-                    sql.SQL('UPDATE {} SET schema = $1, "table" = $2 WHERE id = ANY ($3)').format(
-                        self.assets
-                    ),
-                    [table.schema, table.name, moved],
-                )
+                self._move(connection, moved, table)
             numbers = connection.execute(
                 sql.SQL(
                     """
@@ -154,6 +165,37 @@ class Tracking:
             row[0]: (row[1], number) for row, (number,) in zip(locked, numbers, strict=True)
         }
         return [Partition(key, *numbered[key]) for key in lineage.partition_keys]
+
+    def _move(self, connection: Connection, asset_ids: Sequence[int], table: Table) -> None:
+        """Note that partitions live in another table now, and where they may have left rows.
+
+        In the table they return to, what they left is replaced like any earlier rows.
+        """
+        place = [table.schema, table.name]
+        connection.execute(
+            sql.SQL(
+                """
+                INSERT INTO {} (asset_id, schema, "table")
+                SELECT id, schema, "table"
+                FROM {}
+                WHERE id = ANY ($1)
+                ON CONFLICT DO NOTHING
+                """
+            ).format(self.leftovers, self.assets),
+            [list(asset_ids)],
+        )
+        connection.execute(
+            sql.SQL(
+                'DELETE FROM {} WHERE asset_id = ANY ($1) AND schema = $2 AND "table" = $3'
+            ).format(self.leftovers),
+            [list(asset_ids), *place],
+        )
+        connection.execute(
+            sql.SQL('UPDATE {} SET schema = $2, "table" = $3 WHERE id = ANY ($1)').format(
+                self.assets
+            ),
+            [list(asset_ids), *place],
+        )
 
     def set_materialization(self, connection: Connection, partition: Partition) -> None:
         """Let rows that triggers or a user's statements insert bear this materialization."""
@@ -181,10 +223,10 @@ class Tracking:
         connection: Connection,
         lineage: Lineage,
         partitions: Sequence[Partition],
-        inserted: Mapping[str | None, int],
-        deleted: Mapping[str | None, int],
+        counts: Mapping[str | None, Counts],
     ) -> None:
         """Record one materialization for each partition, with what it did to the rows."""
+        done = [counts.get(partition.key, Counts()) for partition in partitions]
         with translated(f"recording the materialization in {self.schema}"):
             connection.execute(
                 sql.SQL(
@@ -193,21 +235,25 @@ class Tracking:
                         id, run_id, asset_id,
                         rows_inserted, rows_updated, rows_deleted, rows_unchanged
                     )
-                    SELECT id, $1, asset_id, inserted, 0, deleted, 0
+                    SELECT id, $1, asset_id, inserted, updated, deleted, unchanged
                     FROM ROWS FROM (
                         pg_catalog.unnest($2::integer[]),
                         pg_catalog.unnest($3::integer[]),
                         pg_catalog.unnest($4::bigint[]),
-                        pg_catalog.unnest($5::bigint[])
-                    ) AS written (id, asset_id, inserted, deleted)
+                        pg_catalog.unnest($5::bigint[]),
+                        pg_catalog.unnest($6::bigint[]),
+                        pg_catalog.unnest($7::bigint[])
+                    ) AS written (id, asset_id, inserted, updated, deleted, unchanged)
                     """
                 ).format(self.materializations),
                 [
                     lineage.run_id,
                     [partition.materialization_id for partition in partitions],
                     [partition.asset_id for partition in partitions],
-                    [inserted.get(partition.key, 0) for partition in partitions],
-                    [deleted.get(partition.key, 0) for partition in partitions],
+                    [count.inserted for count in done],
+                    [count.updated for count in done],
+                    [count.deleted for count in done],
+                    [count.unchanged for count in done],
                 ],
             )
 
@@ -247,7 +293,9 @@ class Tracking:
     def has_other_owners(
         self, connection: Connection, table: Table, asset_key: str, asset_ids: Sequence[int] = ()
     ) -> bool:
-        """Whether anything but these partitions of the asset has rows in the table.
+        """Whether anything but these partitions of the asset may have rows in the table.
+
+        Rows left behind by what was moved to another table count as well.
 
         Args:
             asset_ids: Rows of `assets` that do not count; without them, the asset's
@@ -259,14 +307,23 @@ class Tracking:
                     """
                     SELECT EXISTS (
                         SELECT
+                        FROM {} AS a
+                        WHERE a.schema = $1
+                          AND a."table" = $2
+                          AND NOT (a.asset_key = $4 AND a.partition_key IS NULL AND $3 = '{{}}')
+                          AND NOT EXISTS (
+                              SELECT
+                              FROM pg_catalog.unnest($3::integer[]) AS own (id)
+                              WHERE own.id = a.id
+                          )
+                    ) OR EXISTS (
+                        SELECT
                         FROM {}
                         WHERE schema = $1
                           AND "table" = $2
-                          AND id <> ALL ($3::integer[])
-                          AND NOT (asset_key = $4 AND partition_key IS NULL AND $3 = '{{}}')
                     )
                     """
-                ).format(self.assets),
+                ).format(self.assets, self.leftovers),
                 [table.schema, table.name, list(asset_ids), asset_key],
             ).fetchone()
         return row is not None and bool(row[0])

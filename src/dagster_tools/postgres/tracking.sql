@@ -1,6 +1,7 @@
 -- The tracking tables: which asset and partition lives where, and what wrote it when.
 --
--- {schema} is the tracking schema ("meta" unless configured otherwise).
+-- Its schema is "meta" unless configured otherwise. The placeholder for it must not stand in
+-- a comment: a name may hold a newline, which would end the comment.
 
 -- One row for each asset and partition; the partition is NULL when the asset has none.
 -- Writers of one partition take turns on this row (SELECT … FOR NO KEY UPDATE).
@@ -33,7 +34,20 @@ CREATE TABLE {schema}.materializations (
 
 CREATE INDEX materializations_asset ON {schema}.materializations (asset_id);
 
+-- One row for each table that an asset and partition was moved away from, as long as rows it
+-- left there may be in it: nobody's any more, but not to be taken for another's.
+CREATE TABLE {schema}.leftovers (
+    asset_id integer NOT NULL REFERENCES {schema}.assets,
+    schema text NOT NULL,
+    "table" text NOT NULL,
+    PRIMARY KEY (asset_id, schema, "table")
+);
+
+CREATE INDEX leftovers_table ON {schema}.leftovers (schema, "table");
+
 COMMENT ON TABLE {schema}.assets IS
     'Dagster assets and partitions, and the table each is stored in';
 COMMENT ON TABLE {schema}.materializations IS
     'Writes of each asset and partition: rows of a table refer to id by materialization_id';
+COMMENT ON TABLE {schema}.leftovers IS
+    'Tables in which assets and partitions may have left rows when they moved to another';

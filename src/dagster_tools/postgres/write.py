@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pyarrow as pa
 from psycopg import sql
@@ -16,22 +16,36 @@ from dagster_tools.postgres.catalog import Catalog, fetch_catalog, fetch_storage
 from dagster_tools.postgres.columns import ExistingTable, wanted_columns
 from dagster_tools.postgres.connection import Connection, transaction, translated
 from dagster_tools.postgres.copy import Progress
+from dagster_tools.postgres.deletion import Deletion, compose_condition
 from dagster_tools.postgres.evolution import Evolution, check_values, plan_evolution
 from dagster_tools.postgres.loader import Loader, Plan, delete_earlier
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table, check_column_names
 from dagster_tools.postgres.options import OutputOptions
 from dagster_tools.postgres.rows import Feed, Source, open_source
 from dagster_tools.postgres.tracking import (
+    Counts,
     Lineage,
     Tracking,
     create_schema,
     lock_table,
 )
 
-__all__ = ["Written", "write_table"]
+__all__ = ["Merge", "Written", "write_table"]
 
 ATTEMPTS = 10
 """How often a write plans again because the table changed under it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Add to the asset's earlier rows instead of replacing them.
+
+    Args:
+        deletion: Which of them go before. Rows of the same primary key, where there is
+            one, are updated.
+    """
+
+    deletion: Deletion | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +54,17 @@ class Written:
 
     Args:
         existing: The table afterwards; None where there is none.
-        inserted: Rows that are new, of each partition.
+        counts: What was done to the rows of each partition.
+        rows: Rows the frame had.
         bytes: What COPY sent.
     """
 
     database: str
     table: Table
     existing: ExistingTable | None
-    inserted: Mapping[str | None, int] = field(default_factory=dict)
-    deleted: Mapping[str | None, int] = field(default_factory=dict)
+    counts: Mapping[str | None, Counts]
+    rows: int = 0
     bytes: int = 0
-
-    @property
-    def rows(self) -> int:
-        """Rows that are new, of all partitions."""
-        return sum(self.inserted.values())
 
 
 def write_table(
@@ -67,9 +77,10 @@ def write_table(
     tracking: Tracking,
     log: logging.Logger,
     by_partition: bool = False,
+    merge: Merge | None = None,
     progress: Progress = lambda _rows, _size: None,
 ) -> Written:
-    """Replace the rows of one asset, or of some of its partitions, all or nothing.
+    """Write the rows of one asset, or of some of its partitions, all or nothing.
 
     Other sessions see the old rows or the new ones, never a mix and never none. Schema,
     tracking tables and additive changes of a live table are committed before; if the rows
@@ -83,6 +94,7 @@ def write_table(
         data: A frame in memory, or a stream that is read once.
         by_partition: The last column of `data` is `materialization_id` and holds, for each
             row, the position of its partition in `lineage.partition_keys`.
+        merge: How the rows join the earlier ones; without it they replace them.
         progress: Told the rows and bytes of each part that was sent.
 
     Raises:
@@ -92,7 +104,7 @@ def write_table(
     """
     source = open_source(data, options.chunk_size, by_partition=by_partition)
     if source.empty:
-        return _write_nothing(connection, table, lineage, tracking)
+        return _write_nothing(connection, table, lineage, tracking, merge)
     check_column_names(source.schema.names)
     for _attempt in range(ATTEMPTS):
         catalog = fetch_catalog(connection, table, tracking.schema)
@@ -101,7 +113,9 @@ def write_table(
         catalog = _prepare(connection, catalog, plan, lineage, tracking, log)
         try:
             with transaction(connection):
-                return _write(connection, catalog, source, plan, lineage, tracking, log, progress)
+                return _write(
+                    connection, catalog, source, plan, lineage, tracking, log, merge, progress
+                )
         except _TableChangedError:
             log.info("%s changed while the write was being planned; planning again.", table)
     raise DatabaseError(
@@ -203,6 +217,7 @@ def _write(
     lineage: Lineage,
     tracking: Tracking,
     log: logging.Logger,
+    merge: Merge | None,
     progress: Progress,
 ) -> Written:
     table, existing = catalog.table, catalog.existing
@@ -217,23 +232,26 @@ def _write(
         tracking.set_materialization(connection, partitions[0])
     feed = Feed(source, partitions, plan.evolution.targets)
     loader = Loader(connection, table, plan, feed, log, progress)
-    deleted: Mapping[str | None, int] = {}
     if current is None:
         loader.create(indexed=lineage.partitioned)
         current = fetch_catalog(connection, table, tracking.schema).existing
-    elif current.referencing:
-        deleted = loader.replace_referenced(current, earlier)
+    elif merge is not None:
+        loader.merge(current, earlier, merge.deletion)
     else:
-        deleted = delete_earlier(connection, table, earlier)
-        loader.copy(table.identifier)
-    tracking.record(connection, lineage, partitions, inserted=feed.inserted, deleted=deleted)
-    return Written(catalog.database, table, current, feed.inserted, deleted, loader.copied.bytes)
+        loader.replace(current, earlier)
+    counts = loader.counts()
+    tracking.record(connection, lineage, partitions, counts)
+    return Written(catalog.database, table, current, counts, feed.row, loader.copied.bytes)
 
 
 def _write_nothing(
-    connection: Connection, table: Table, lineage: Lineage, tracking: Tracking
+    connection: Connection,
+    table: Table,
+    lineage: Lineage,
+    tracking: Tracking,
+    merge: Merge | None,
 ) -> Written:
-    """Delete the old rows and record the materialization; creates no table."""
+    """Delete the rows that go and record the materialization; creates no table."""
     catalog = fetch_catalog(connection, table, tracking.schema)
     catalog.check_writable()
     if not catalog.tracking_exists:
@@ -245,9 +263,22 @@ def _write_nothing(
         partitions = tracking.lock_partitions(connection, table, lineage)
         deleted: Mapping[str | None, int] = {}
         if existing is not None and existing.tracked:
-            deleted = delete_earlier(
-                connection, table, tracking.fetch_earlier(connection, partitions)
-            )
-        tracking.record(connection, lineage, partitions, inserted={}, deleted=deleted)
-    inserted = dict.fromkeys(lineage.partition_keys, 0)
-    return Written(catalog.database, table, existing, inserted, deleted)
+            earlier = tracking.fetch_earlier(connection, partitions)
+            deleted = _delete_without_rows(connection, existing, earlier, merge)
+        counts = {key: Counts(deleted=deleted.get(key, 0)) for key in lineage.partition_keys}
+        tracking.record(connection, lineage, partitions, counts)
+    return Written(catalog.database, table, existing, counts)
+
+
+def _delete_without_rows(
+    connection: Connection,
+    existing: ExistingTable,
+    earlier: Mapping[int, str | None],
+    merge: Merge | None,
+) -> Mapping[str | None, int]:
+    if merge is None:
+        return delete_earlier(connection, existing.table, earlier)
+    if merge.deletion is None:
+        return {}
+    condition = compose_condition(merge.deletion, existing, "kept", first=2)
+    return delete_earlier(connection, existing.table, earlier, condition)
