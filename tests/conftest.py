@@ -1,3 +1,3 @@
 from __future__ import annotations
 
-pytest_plugins = ["tests.fix_servers", "tests.pipelines"]
+pytest_plugins = ["tests.fix_servers", "tests.fix_proxy", "tests.pipelines"]

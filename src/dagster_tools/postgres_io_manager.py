@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pyarrow as pa
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from dagster_tools import frames
 from dagster_tools.errors import ConfigurationError, DagsterToolsError, MaterializationNotFound
@@ -24,6 +24,7 @@ from dagster_tools.postgres.column_types import arrow_hint
 from dagster_tools.postgres.columns import ExistingTable
 from dagster_tools.postgres.connection import ConnectionSettings, connect, url_settings
 from dagster_tools.postgres.deletion import AllOf, AnyOf, Deletion, Keys
+from dagster_tools.postgres.leftovers import warn_of_leftovers
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table, check_column_names
 from dagster_tools.postgres.options import (
     INPUT_KEYS,
@@ -208,6 +209,7 @@ class PostgresIOManager(dg.ConfigurableIOManager):
                 merge=merge,
                 progress=_Progress(context.log, f"to {output.table}"),
             )
+            warn_of_leftovers(connection, tracking, output.lineage, context.log)
         if written.rows == 0 and merge is None:
             context.log.warning(
                 "Empty DataFrame received for asset %s. The database table will not be created.",
@@ -275,9 +277,9 @@ class _Output:
         options = OutputOptions.from_metadata(metadata, name)
         prefix = list(context.asset_key.path[:-1]) if context.has_asset_key else []
         last = context.asset_key.path[-1] if context.has_asset_key else context.name
-        table = _table(options, manager, prefix, last)
-        lineage = Lineage(_tracked_key(context), context.run_id, _output_partitions(context))
         kind = "asset" if context.has_asset_key else "output"
+        table = _table(f"{kind} {name}", options, manager, prefix, last)
+        lineage = Lineage(_tracked_key(context), context.run_id, _output_partitions(context))
         return cls(name, f"{kind} {name} ({table})", table, options, lineage)
 
 
@@ -496,7 +498,7 @@ def _request(context: dg.InputContext, manager: PostgresIOManager) -> tuple[Requ
         key, last, prefix = _tracked_key(upstream), upstream.name, ()
     else:
         raise ConfigurationError("An input without an asset key and without an upstream output.")
-    table = _table(written, manager, prefix, last)
+    table = _table(f"input {name}", written, manager, prefix, last)
     partitions = _input_partitions(context)
     return Request(key, table, partitions, options, written.columns), environment
 
@@ -601,7 +603,7 @@ class _Progress:
         self.log.info("%s %s, %s rows/s", sent, self.where, f"{rate:,.0f}")
 
 
-def _refuse_unknown(cls: type[dg.ConfigurableResource[Any]], values: Mapping[str, Any]) -> None:
+def _refuse_unknown(cls: type[BaseModel], values: Mapping[str, Any]) -> None:
     """Refuse a misspelled argument: pydantic would ignore it, and its value with it."""
     fields_by_alias = {field.alias or name for name, field in cls.model_fields.items()}
     unknown = sorted(values.keys() - fields_by_alias - cls.model_fields.keys())
@@ -626,13 +628,21 @@ def _settings(resource: PostgresResource | None) -> ConnectionSettings:
 
 
 def _table(
-    options: OutputOptions, manager: PostgresIOManager, prefix: Sequence[str], last: str
+    subject: str,
+    options: OutputOptions,
+    manager: PostgresIOManager,
+    prefix: Sequence[str],
+    last: str,
 ) -> Table:
     """Return where an output is kept; what is set but empty is a mistake, not a default."""
     default = prefix[-1] if prefix else DEFAULT_SCHEMA
     named = (options.schema, _resolved(manager.schema_))
     schema = next((name for name in named if name is not None), default)
-    return Table(schema, last if options.table is None else options.table)
+    try:
+        return Table(schema, last if options.table is None else options.table)
+    except ConfigurationError as error:
+        error.about(subject)
+        raise
 
 
 def _resolved(value: Any) -> Any:

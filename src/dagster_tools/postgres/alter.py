@@ -10,6 +10,8 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 
 import psycopg
 from psycopg import errors, sql
@@ -22,7 +24,17 @@ from dagster_tools.postgres.connection import Connection, transaction, translate
 from dagster_tools.postgres.evolution import Evolution, Widening
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table
 
-__all__ = ["alter_patiently", "evolve", "index_materialization_id", "track", "widen"]
+__all__ = [
+    "Key",
+    "Unfinished",
+    "abandon",
+    "alter_patiently",
+    "evolve",
+    "finish",
+    "index_materialization_id",
+    "track",
+    "widen",
+]
 
 LOCK_TIMEOUT = "1s"
 PATIENCE = 60.0
@@ -31,8 +43,52 @@ PATIENCE = 60.0
 LONGEST_PAUSE = 5.0
 
 
-def evolve(connection: Connection, table: Table, evolution: Evolution, log: logging.Logger) -> None:
-    """Apply what a write needs of an existing table, each change committed by itself."""
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """Modifiers declared later that are only half there before the rows are replaced.
+
+    Old rows that are about to go may contradict them, so each is prepared before the data
+    transaction, where it binds new rows, and finished after it.
+
+    Args:
+        not_null, nonnegative: Columns with a CHECK that is not validated yet.
+        keys: Primary and unique keys to add.
+        without_index: Keys whose index cannot be built before the old rows are gone.
+    """
+
+    not_null: tuple[str, ...] = ()
+    nonnegative: tuple[str, ...] = ()
+    keys: tuple[Key, ...] = ()
+    without_index: tuple[Key, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A primary key or a unique constraint."""
+
+    columns: tuple[str, ...]
+    primary: bool = False
+
+    def __str__(self) -> str:
+        kind = "primary key" if self.primary else "unique constraint"
+        return f"{kind} on {list(self.columns)}"
+
+
+def evolve(
+    connection: Connection,
+    table: Table,
+    evolution: Evolution,
+    leaving: Sequence[int],
+    log: logging.Logger,
+) -> Unfinished:
+    """Apply what a write needs of an existing table, each change committed by itself.
+
+    Args:
+        leaving: Materializations whose rows the write replaces: what they hold is no obstacle.
+
+    Raises:
+        SchemaConflict: Rows that stay contradict a modifier that was declared later.
+    """
     for added in evolution.additions:
         log.info("Adding column %r (%s) to %s.", added.name, added.type, table)
         alter_patiently(
@@ -40,18 +96,69 @@ def evolve(connection: Connection, table: Table, evolution: Evolution, log: logg
         )
     for widening in evolution.widenings:
         widen(connection, table, widening, log)
+    not_null = tuple(dict.fromkeys((*evolution.not_null, *evolution.primary_key)))
     for column in evolution.nonnegative:
-        _validate_check(connection, table, column, nonnegative=True)
-    for column in evolution.not_null:
-        _set_not_null(connection, table, column)
-    for column in evolution.unique:
-        _add_key(connection, table, [column], primary=False)
+        _add_check(connection, table, column, leaving, nonnegative=True)
+    for column in not_null:
+        _add_check(connection, table, column, leaving, nonnegative=False)
     for column in evolution.index:
         _create_index(connection, table, [column], unique=False)
-    if evolution.primary_key:
-        for column in evolution.primary_key:
+    keys = [Key((column,)) for column in evolution.unique]
+    keys += [Key(evolution.primary_key, primary=True)] if evolution.primary_key else []
+    indexed = [_build_key_index(connection, table, key, leaving) for key in keys]
+    return Unfinished(
+        not_null,
+        evolution.nonnegative,
+        tuple(keys),
+        tuple(key for key, built in zip(keys, indexed, strict=True) if not built),
+    )
+
+
+def finish(
+    connection: Connection, table: Table, unfinished: Unfinished, log: logging.Logger
+) -> None:
+    """Finish what `evolve` prepared, now that the rows in its way are gone.
+
+    The rows are committed by now, so a table too busy to be altered fails nothing: the
+    next write finishes.
+    """
+    try:
+        for column in unfinished.nonnegative:
+            _validate_check(connection, table, column, nonnegative=True)
+        for column in unfinished.not_null:
+            _validate_check(connection, table, column, nonnegative=False)
             _set_not_null(connection, table, column)
-        _add_key(connection, table, evolution.primary_key, primary=True)
+        for key in unfinished.keys:
+            statement = ddl.compose_key_using_index(table, key.columns, primary=key.primary)
+            alter_patiently(connection, [statement], f"adding the {key} to {table}")
+    except DatabaseError as error:
+        log.warning(
+            "The rows of %s are written, but a declared modifier is not in force yet: %s. "
+            "The next write tries again.",
+            table,
+            error,
+        )
+
+
+def abandon(connection: Connection, table: Table, unfinished: Unfinished) -> None:
+    """Take back what `evolve` prepared for rows that were refused in the end.
+
+    What cannot be taken back, on a broken connection, binds later rows until a write that
+    declares the same modifiers finishes it.
+    """
+    if connection.closed:
+        return
+    checks = [(column, True) for column in unfinished.nonnegative]
+    checks += [(column, False) for column in unfinished.not_null]
+    names = [ddl.check_name(table, column, nonnegative=kind) for column, kind in checks]
+    with suppress(DatabaseError):
+        for name in names:
+            statement = ddl.compose_drop_constraint(table, name)
+            alter_patiently(connection, [statement], f"dropping a constraint of {table}")
+        for key in unfinished.keys:
+            name = ddl.index_name(table, key.columns, unique=True)
+            with translated(f"dropping index {name!r}"):
+                connection.execute(ddl.compose_drop_index(table, name))
 
 
 def track(connection: Connection, table: Table) -> None:
@@ -146,42 +253,53 @@ def _concurrently(connection: Connection, statement: Composed) -> None:
     connection.execute(statement)
 
 
-def _add_key(
-    connection: Connection, table: Table, columns: Sequence[str], *, primary: bool
-) -> None:
-    key = "primary key" if primary else "unique constraint"
+def _build_key_index(
+    connection: Connection, table: Table, key: Key, leaving: Sequence[int]
+) -> bool:
+    """Build a key's index before the write; tell whether rows that leave forbade it."""
     try:
-        _create_index(connection, table, columns, unique=True)
+        _create_index(connection, table, key.columns, unique=True)
     except DatabaseError as error:
         if error.sqlstate != errors.UniqueViolation.sqlstate:
             raise
-        raise SchemaConflict(
-            f"{table} cannot get the {key} on {list(columns)}: its rows repeat values there. "
-            "Remove the duplicates, or drop the option."
-        ) from None
-    alter_patiently(
-        connection,
-        [ddl.compose_key_using_index(table, columns, primary=primary)],
-        f"adding a {key} to {table}",
-    )
+        if not leaving:
+            raise SchemaConflict(
+                f"{table} cannot get the {key}: its rows repeat values there. Remove the "
+                "duplicates, or drop the option."
+            ) from None
+        return False
+    return True
 
 
 def _set_not_null(connection: Connection, table: Table, column: str) -> None:
-    _validate_check(connection, table, column, nonnegative=False)
+    check = ddl.check_name(table, column, nonnegative=False)
     alter_patiently(
         connection,
-        [
-            ddl.compose_not_null(table, column),
-            ddl.compose_drop_constraint(table, ddl.check_name(table, column, nonnegative=False)),
-        ],
+        [ddl.compose_not_null(table, column), ddl.compose_drop_constraint(table, check)],
         f"setting {column!r} of {table} NOT NULL",
     )
 
 
-def _validate_check(
-    connection: Connection, table: Table, column: str, *, nonnegative: bool
+def _add_check(
+    connection: Connection,
+    table: Table,
+    column: str,
+    leaving: Sequence[int],
+    *,
+    nonnegative: bool,
 ) -> None:
-    """Add a CHECK for new rows, then validate the old ones without stopping readers or writers."""
+    """Add a CHECK that binds new rows, unless a row that stays contradicts it."""
+    with translated(f"looking for rows of {table} that contradict a modifier"):
+        contradicted = connection.execute(
+            ddl.compose_find_contradiction(table, column, nonnegative=nonnegative),
+            [list(leaving)],
+        ).fetchone()
+    if contradicted is not None:
+        what = "at or above zero" if nonnegative else "NOT NULL"
+        raise SchemaConflict(
+            f"Column {column!r} of {table} cannot become {what}: some rows that stay are not. "
+            "Correct those rows, or drop the modifier."
+        )
     name = ddl.check_name(table, column, nonnegative=nonnegative)
     alter_patiently(
         connection,
@@ -191,25 +309,16 @@ def _validate_check(
         ],
         f"adding a constraint to {table}",
     )
-    try:
-        alter_patiently(
-            connection,
-            [ddl.compose_validate(table, column, nonnegative=nonnegative)],
-            f"validating a constraint of {table}",
-        )
-    except DatabaseError as error:
-        alter_patiently(
-            connection,
-            [ddl.compose_drop_constraint(table, name)],
-            f"dropping a constraint of {table}",
-        )
-        if error.sqlstate != errors.CheckViolation.sqlstate:
-            raise
-        what = "at or above zero" if nonnegative else "NOT NULL"
-        raise SchemaConflict(
-            f"Column {column!r} of {table} cannot become {what}: some of its rows are not. "
-            "Correct those rows, or drop the modifier."
-        ) from None
+
+
+def _validate_check(
+    connection: Connection, table: Table, column: str, *, nonnegative: bool
+) -> None:
+    alter_patiently(
+        connection,
+        [ddl.compose_validate(table, column, nonnegative=nonnegative)],
+        f"validating a constraint of {table}",
+    )
 
 
 def _patiently(attempt: Callable[[], None], step: str, patience: float) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.types as pat
+from psycopg import sql
 
 from dagster_tools.errors import ConfigurationError, UnsupportedFrame
 
@@ -156,6 +157,15 @@ class PgType:
         base, zone, rest = self.name.partition(" with")
         text = f"{base}{inside}{zone}{rest}"
         return f"{text}[]" if self.array else text
+
+    @property
+    def as_sql(self) -> sql.SQL:
+        """The type as it stands in a statement.
+
+        Safe: what a person writes goes through `parse_type`, and what the catalog tells is
+        spelled by the server.
+        """
+        return sql.SQL(str(self))
 
     @property
     def element(self) -> PgType:

@@ -59,7 +59,7 @@ class ConnectionSettings:
         keywords = {key: str(value) for key, value in given.items() if value is not None}
         known = _libpq_defaults()
         keywords.setdefault("application_name", known.get("application_name") or "dagster-tools")
-        if not known.get("connect_timeout") and not known.get("service"):
+        if not known.get("connect_timeout"):
             keywords.setdefault("connect_timeout", str(CONNECT_TIMEOUT))
         return keywords
 
@@ -200,13 +200,13 @@ def _libpq_defaults() -> dict[str, str]:
     return {item.keyword.decode(): item.val.decode() for item in options if item.val is not None}
 
 
-def url_settings(url: str) -> ConnectionSettings:
+def url_settings(url: str | None) -> ConnectionSettings:
     """Read a `postgresql://` URL into settings.
 
     Raises:
         ConfigurationError: Not a URL, or with parameters that have no field; never quotes it.
     """
-    if not isinstance(url, str) or not url.startswith(("postgresql://", "postgres://")):
+    if url is None or not url.startswith(("postgresql://", "postgres://")):
         raise ConfigurationError(_NO_URL)
     try:
         options = Conninfo.parse(url.encode())
@@ -214,6 +214,8 @@ def url_settings(url: str) -> ConnectionSettings:
         # libpq quotes parts of a malformed URL, and a part may be the password.
         raise ConfigurationError(_NO_URL) from None
     given = {item.keyword.decode(): item.val.decode() for item in options if item.val is not None}
+    if "@" in given.get("host", "")[1:]:  # the end of a password; "@name" is an abstract socket
+        raise ConfigurationError(_NO_URL)
     known = {item.name for item in fields(ConnectionSettings)}
     unknown = sorted(given.keys() - known)
     if unknown:

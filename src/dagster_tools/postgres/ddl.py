@@ -26,6 +26,7 @@ __all__ = [
     "compose_create_table",
     "compose_drop_constraint",
     "compose_drop_index",
+    "compose_find_contradiction",
     "compose_index",
     "compose_key",
     "compose_key_using_index",
@@ -82,7 +83,7 @@ def compose_staging(name: str, table: Table, columns: Sequence[str]) -> Composed
 def compose_add_column(table: Table, column: Column) -> Composed:
     """Compose a nullable column: PostgreSQL adds it without touching a row."""
     return sql.SQL("ALTER TABLE {} ADD COLUMN IF NOT EXISTS {} {}").format(
-        table.identifier, Identifier(column.name), _type(column.type)
+        table.identifier, Identifier(column.name), column.type.as_sql
     )
 
 
@@ -111,25 +112,27 @@ def compose_alter_type(table: Table, column: str, type_: PgType, *, empty: bool)
     """
     value = sql.SQL("NULL") if empty else Identifier(column)
     return sql.SQL("ALTER TABLE {} ALTER COLUMN {} TYPE {} USING {}::{}").format(
-        table.identifier, Identifier(column), _type(type_), value, _type(type_)
+        table.identifier, Identifier(column), type_.as_sql, value, type_.as_sql
     )
 
 
 def compose_index(
     table: Table, columns: Sequence[str], *, unique: bool, concurrently: bool
 ) -> Composed:
-    """Compose an index, named by the server.
+    """Compose an index; a unique one becomes a key, and both that and a retry need its name.
 
     Args:
-        concurrently: The table is live: nobody waits, it may not be in a transaction, and as
-            several may build it at once, the name is `index_name`.
+        concurrently: The table is live: nobody waits, it may not be in a transaction, and
+            several may build it at once.
     """
-    named = sql.SQL("CONCURRENTLY IF NOT EXISTS {} ").format(
-        Identifier(index_name(table, columns, unique=unique))
-    )
+    name = Identifier(index_name(table, columns, unique=unique))
+    if concurrently:
+        named = sql.SQL("CONCURRENTLY IF NOT EXISTS {} ").format(name)
+    else:
+        named = sql.SQL("{} ").format(name) if unique else Composed([])
     return sql.SQL("CREATE {}INDEX {}ON {} ({})").format(
         sql.SQL("UNIQUE ") if unique else sql.SQL(""),
-        named if concurrently else sql.SQL(""),
+        named,
         table.identifier,
         sql.SQL(", ").join(map(Identifier, columns)),
     )
@@ -171,6 +174,14 @@ def compose_add_check(table: Table, column: str, *, nonnegative: bool) -> Compos
     )
 
 
+def compose_find_contradiction(table: Table, column: str, *, nonnegative: bool) -> Composed:
+    """Compose a query for a row that such a CHECK would refuse. $1: materializations that leave."""
+    condition = sql.SQL("{} < 0" if nonnegative else "{} IS NULL").format(Identifier(column))
+    return sql.SQL("SELECT FROM {} WHERE {} AND ({} = ANY ($1)) IS NOT TRUE LIMIT 1").format(
+        table.identifier, condition, Identifier(MATERIALIZATION_ID)
+    )
+
+
 def compose_validate(table: Table, column: str, *, nonnegative: bool) -> Composed:
     """Compose the scan that makes a CHECK hold for old rows; others read and write meanwhile."""
     return sql.SQL("ALTER TABLE {} VALIDATE CONSTRAINT {}").format(
@@ -205,14 +216,9 @@ def check_name(table: Table, column: str, *, nonnegative: bool) -> str:
 
 
 def _definition(column: Column) -> Composed:
-    definition = sql.SQL("{} {}").format(Identifier(column.name), _type(column.type))
+    definition = sql.SQL("{} {}").format(Identifier(column.name), column.type.as_sql)
     if column.not_null:
         definition += sql.SQL(" NOT NULL")
     if column.nonnegative:
         definition += sql.SQL(" CHECK ({} >= 0)").format(Identifier(column.name))
     return definition
-
-
-def _type(type_: PgType) -> sql.SQL:
-    # Safe by grammar: PgType comes from parse_type, which lets nothing but a type's name through.
-    return sql.SQL(str(type_))

@@ -22,6 +22,8 @@ from dagster_tools.postgres.wire import fit, render
 
 __all__ = ["AllOf", "AnyOf", "Condition", "Deletion", "Keys", "compose_condition"]
 
+AND, OR = sql.SQL(" AND "), sql.SQL(" OR ")
+
 
 @dataclass(frozen=True, slots=True)
 class Keys:
@@ -83,11 +85,11 @@ def _compose(
     match deletion:
         case Keys():
             clauses = _compose_keys(deletion, existing, alias, first, parameters)
-            return _joined(list(clauses) or [sql.SQL("false")], " OR ")
+            return _joined(list(clauses) or [sql.SQL("false")], OR)
         case AllOf():
-            joiner = " AND "
+            joiner = AND
         case AnyOf():
-            joiner = " OR "
+            joiner = OR
         case _:
             assert_never(deletion)
     operands = [
@@ -125,7 +127,7 @@ def _compose_keys(
             number = first + len(parameters)
             parameters += [rows.column(i).to_pylist() for i, _column_of in valued]
             clauses.append(_compose_in([column for _i, column in valued], alias, number))
-        yield _joined(clauses, " AND ")
+        yield _joined(clauses, AND)
 
 
 def _compose_in(columns: Sequence[ExistingColumn], alias: str, first: int) -> Composed:
@@ -133,11 +135,11 @@ def _compose_in(columns: Sequence[ExistingColumn], alias: str, first: int) -> Co
     return sql.SQL("({}) IN (SELECT {} FROM ROWS FROM ({}) AS keys ({}))").format(
         sql.SQL(", ").join(Identifier(alias, column.name) for column in columns),
         sql.SQL(", ").join(
-            sql.SQL("{}::{}").format(name, sql.SQL(str(column.type)))
+            sql.SQL("{}::{}").format(name, column.type.as_sql)
             for name, column in zip(names, columns, strict=True)
         ),
         sql.SQL(", ").join(
-            sql.SQL(f"pg_catalog.unnest(${first + position}::text[])")
+            sql.SQL("pg_catalog.unnest(${}::text[])").format(first + position)
             for position in range(len(columns))
         ),
         sql.SQL(", ").join(names),
@@ -171,7 +173,7 @@ def _matching(patterns: pa.Table, nulls: Sequence[bool]) -> pa.ChunkedArray:
     return together
 
 
-def _joined(clauses: Sequence[Composable], joiner: str) -> Composed:
+def _joined(clauses: Sequence[Composable], joiner: sql.SQL) -> Composed:
     # Each clause is in parentheses of its own, whatever stands around it.
-    inside = sql.SQL(joiner).join(sql.SQL("({})").format(clause) for clause in clauses)
+    inside = joiner.join(sql.SQL("({})").format(clause) for clause in clauses)
     return Composed([inside])

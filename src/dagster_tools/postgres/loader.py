@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from psycopg import errors, sql
-from psycopg.sql import Identifier
+from psycopg.sql import Composed, Identifier
 
 from dagster_tools.errors import BadValue, SchemaConflict
 from dagster_tools.postgres import alter, ddl
+from dagster_tools.postgres.alter import Key
 from dagster_tools.postgres.column_types import PgType
 from dagster_tools.postgres.columns import Column, ExistingTable
 from dagster_tools.postgres.connection import Connection, translated
@@ -116,10 +117,10 @@ class Loader:
             connection.execute(ddl.compose_create_table(table, self.plan.wanted))
         self.copy(table.identifier)
         if options.primary_key:
-            self._add_key(options.primary_key, primary=True)
+            self._add_key(Key(options.primary_key, primary=True))
         for column in self.plan.wanted:
             if column.unique:
-                self._add_key([column.name], primary=False)
+                self._add_key(Key((column.name,)))
         indexes = [[column.name] for column in self.plan.wanted if column.index]
         indexes += [[MATERIALIZATION_ID]] if indexed else []
         with translated(f"indexing {table}"):
@@ -127,6 +128,18 @@ class Loader:
                 connection.execute(
                     ddl.compose_index(table, columns, unique=False, concurrently=False)
                 )
+
+    def index_keys(self, keys: Sequence[Key]) -> None:
+        """Build the indexes of keys that only the rows now replaced stood against.
+
+        CREATE INDEX keeps other writers waiting until the transaction ends, and no reader.
+        """
+        for key in keys:
+            with translated(f"indexing {self.table}"):
+                statement = ddl.compose_index(
+                    self.table, key.columns, unique=True, concurrently=False
+                )
+                self._refusing_repeated(statement, str(key))
 
     def replace(self, existing: ExistingTable, earlier: Mapping[int, str | None]) -> None:
         """Put the feed in the place of all rows of the earlier materializations."""
@@ -277,15 +290,16 @@ class Loader:
                 f"first of them in rows {first} and {again}. Nothing was written."
             )
 
-    def _add_key(self, columns: Sequence[str], *, primary: bool) -> None:
-        kind = "primary key" if primary else "unique column"
-        with translated(f"adding the {kind} {list(columns)} to {self.table}"):
-            try:
-                self.connection.execute(ddl.compose_key(self.table, columns, primary=primary))
-            except errors.UniqueViolation:
-                raise BadValue(
-                    f"Rows of the frame repeat values of the {kind} {list(columns)}."
-                ) from None
+    def _add_key(self, key: Key) -> None:
+        with translated(f"adding the {key} to {self.table}"):
+            statement = ddl.compose_key(self.table, key.columns, primary=key.primary)
+            self._refusing_repeated(statement, str(key))
+
+    def _refusing_repeated(self, statement: Composed, key: str) -> None:
+        try:
+            self.connection.execute(statement)
+        except errors.UniqueViolation:
+            raise BadValue(f"Rows of the frame repeat values of the {key}.") from None
 
     def _widen(self, misfit: Misfit, target: Identifier) -> None:
         """Widen the column a batch of a stream does not fit, or raise why it does not."""
@@ -300,9 +314,7 @@ class Loader:
             with translated("widening the staging table"):
                 self.connection.execute(
                     sql.SQL("ALTER TABLE {} ALTER COLUMN {} TYPE {}").format(
-                        target,
-                        Identifier(name),
-                        sql.SQL(str(new)),  # a type's name by grammar
+                        target, Identifier(name), new.as_sql
                     )
                 )
         self.feed.retarget(name, new)

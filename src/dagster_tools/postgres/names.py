@@ -23,6 +23,7 @@ __all__ = [
     "check_column_names",
     "check_identifier",
     "check_schema_name",
+    "check_text",
     "derived_name",
 ]
 
@@ -64,17 +65,8 @@ def check_identifier(kind: str, name: object) -> str:
         )
     if not name:
         raise ConfigurationError(f"{kind} name is empty; PostgreSQL has no empty names.")
-    if "\0" in name:
-        raise ConfigurationError(
-            f"{kind} name {name!r} contains a NUL character; the server would see "
-            f"{name.split(chr(0))[0]!r} only."
-        )
-    try:
-        encoded = name.encode()
-    except UnicodeEncodeError:
-        raise ConfigurationError(
-            f"{kind} name {name!a} contains a lone surrogate, which has no UTF-8 form."
-        ) from None
+    check_text(f"{kind} name", name)
+    encoded = name.encode()
     if len(encoded) > MAX_BYTES:
         kept = encoded[:MAX_BYTES].decode(errors="ignore")
         raise ConfigurationError(
@@ -82,6 +74,21 @@ def check_identifier(kind: str, name: object) -> str:
             f"bytes and would store it as {kept!r}. Choose a shorter name."
         )
     return name
+
+
+def check_text(kind: str, text: str) -> None:
+    """Refuse text that PostgreSQL cannot hold, be it a name or a partition's key."""
+    if "\0" in text:
+        raise ConfigurationError(
+            f"{kind} {text!r} contains a NUL character; the server would see "
+            f"{text.partition(chr(0))[0]!r} only."
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigurationError(
+            f"{kind} {text!a} contains a lone surrogate, which has no UTF-8 form."
+        ) from None
 
 
 def check_schema_name(kind: str, name: object) -> str:

@@ -91,22 +91,24 @@ class Projected:
 
 
 def project(
-    existing: ExistingTable, columns: Mapping[str, PgType | None] | None
+    existing: ExistingTable,
+    columns: Mapping[str, PgType | None] | None,
+    order_by: Sequence[str] = (),
 ) -> list[Projected]:
     """Return the columns to load, in the order asked for, or all in the table's.
 
     Raises:
-        ConfigurationError: A column that does not exist; lists those that do.
+        ConfigurationError: A column to load or to sort by does not exist; lists those that do.
     """
     present = [column for column in existing.columns if column.name != MATERIALIZATION_ID]
-    if columns is None:
-        return [_projected(column.name, column.type, column.storage) for column in present]
     by_name = {column.name: column for column in present}
-    unknown = [name for name in columns if name not in by_name]
+    unknown = [name for name in (*(columns or ()), *order_by) if name not in by_name]
     if unknown:
         raise ConfigurationError(
             f"{existing.table} has no columns {unknown}. Its columns are {list(by_name)}."
         )
+    if columns is None:
+        return [_projected(column.name, column.type, column.storage) for column in present]
     return [
         _projected(name, by_name[name].type, by_name[name].storage)
         if type_ is None
@@ -138,8 +140,9 @@ def compose_select(
     statement = sql.SQL("SELECT {}\nFROM {}").format(sql.SQL(", ").join(items), table.identifier)
     identifier = Identifier(MATERIALIZATION_ID)
     if materialization_ids is not None:
-        numbers = sql.SQL(",".join(map(str, map(int, materialization_ids))))  # digits and commas
-        statement += sql.SQL("\nWHERE {} = ANY ('{{{}}}'::integer[])").format(identifier, numbers)
+        # A literal: the driver that runs this statement binds no parameters to a COPY.
+        numbers = sql.Literal(list(materialization_ids))
+        statement += sql.SQL("\nWHERE {} = ANY ({}::integer[])").format(identifier, numbers)
     elif tracked_only:
         statement += sql.SQL("\nWHERE {} IS NOT NULL").format(identifier)
     if order_by:
@@ -194,7 +197,7 @@ def _projected(name: str, type_: PgType, storage: PgType, *, asked: bool = False
 def _item(column: Projected) -> Composed:
     item: Composed = Composed([Identifier(column.name)])
     for type_ in column.casts:
-        item += sql.SQL("::") + sql.SQL(str(type_))  # a type's name by grammar
+        item += sql.SQL("::") + type_.as_sql
     return item
 
 

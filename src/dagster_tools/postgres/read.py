@@ -104,7 +104,7 @@ def read_table(
         located = _locate(connection, tracking, request)
         columns = _columns(located, request)
         if located.catalog.existing is None:
-            return pa.RecordBatchReader.from_batches(columns, [])
+            return pa.RecordBatchReader.from_batches(decoded_schema(columns), [])
         reader = opened.enter_context(_copy_out(connection))
         batches = _batches(reader, located, located.stored, columns, request)
         # The first batch is read here, so that errors of the query are this call's.
@@ -124,8 +124,9 @@ def read_by_partition(
         located = _locate(connection, tracking, request)
         columns = _columns(located, request)
         if located.catalog.existing is None:
+            schema = decoded_schema(columns)
             for item in located.stored:
-                yield str(item.partition_key), pa.RecordBatchReader.from_batches(columns, [])
+                yield str(item.partition_key), pa.RecordBatchReader.from_batches(schema, [])
             return
         reader = opened.enter_context(_copy_out(connection))
         for item in located.stored:
@@ -208,7 +209,8 @@ def _never(request: Request, catalog: Catalog) -> str:
 def _columns(located: _Located, request: Request) -> list[Projected]:
     if located.catalog.existing is None:
         return empty_columns(list(request.declared.values()), request.options.columns)
-    return project(located.catalog.existing, request.options.columns)
+    options = request.options
+    return project(located.catalog.existing, options.columns, options.order_by)
 
 
 # --- out of the server ----------------------------------------------------------------------

@@ -11,10 +11,10 @@ from psycopg import errors as sql_errors
 from psycopg import sql
 from psycopg.sql import Identifier
 
-from dagster_tools.errors import DatabaseError
+from dagster_tools.errors import ConfigurationError, DatabaseError
 from dagster_tools.postgres.connection import Connection, transaction, translated
 from dagster_tools.postgres.ddl import MATERIALIZATION_SETTING, compose_create_schema
-from dagster_tools.postgres.names import Table
+from dagster_tools.postgres.names import Table, check_schema_name, check_text
 
 __all__ = [
     "Counts",
@@ -26,6 +26,7 @@ __all__ = [
     "lock_table",
 ]
 
+TABLES = frozenset({"assets", "materializations", "leftovers"})
 _DDL = resources.files(__package__).joinpath("tracking.sql").read_text(encoding="utf-8")
 
 
@@ -41,6 +42,11 @@ class Lineage:
     asset_key: str
     run_id: str
     partition_keys: tuple[str | None, ...] = (None,)
+
+    def __post_init__(self) -> None:
+        check_text("asset key", self.asset_key)
+        for key in self.partition_keys:
+            check_text("partition key", key or "")
 
     @property
     def partitioned(self) -> bool:
@@ -87,6 +93,21 @@ class Tracking:
     """The tracking tables in one schema."""
 
     schema: str
+
+    def __post_init__(self) -> None:
+        check_schema_name("tracking schema", self.schema)
+
+    def check_target(self, table: Table) -> None:
+        """Refuse to keep an asset in one of the tracking tables."""
+        if table.schema == self.schema and table.name in {
+            "assets",
+            "materializations",
+            "leftovers",
+        }:
+            raise ConfigurationError(
+                f"{table} is one of the tables that say which run wrote which rows. Point the "
+                "asset's schema or table metadata elsewhere, or the IO manager's tracking_schema."
+            )
 
     @property
     def assets(self) -> Identifier:
@@ -217,6 +238,28 @@ class Tracking:
                 [list(keys)],
             ).fetchall()
         return {row[0]: keys[row[1]] for row in rows}
+
+    def fetch_numbers(self, connection: Connection, lineage: Lineage) -> list[int]:
+        """Return the materializations there are of these partitions, without locking them."""
+        with translated(f"reading {self.schema}.materializations"):
+            rows = connection.execute(
+                sql.SQL(
+                    """
+                    SELECT m.id
+                    FROM {} AS m
+                    JOIN {} AS a ON a.id = m.asset_id
+                    WHERE a.asset_key = $1
+                      AND (a.partition_key = ANY ($2::text[])
+                           OR $3 AND a.partition_key IS NULL)
+                    """
+                ).format(self.materializations, self.assets),
+                [
+                    lineage.asset_key,
+                    [key for key in lineage.partition_keys if key is not None],
+                    not lineage.partitioned,
+                ],
+            ).fetchall()
+        return [row[0] for row in rows]
 
     def record(
         self,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 from psycopg import sql
@@ -102,6 +102,7 @@ def write_table(
         DatabaseError: The server failed; nothing was written, unless the connection broke
             while COMMIT was under way. A re-run then writes the same rows again.
     """
+    tracking.check_target(table)
     source = open_source(data, options.chunk_size, by_partition=by_partition)
     if source.empty:
         return _write_nothing(connection, table, lineage, tracking, merge)
@@ -110,14 +111,24 @@ def write_table(
         catalog = fetch_catalog(connection, table, tracking.schema)
         catalog.check_writable()
         plan = _plan(connection, catalog, source, options)
-        catalog = _prepare(connection, catalog, plan, lineage, tracking, log)
+        catalog, unfinished = _prepare(connection, catalog, plan, lineage, tracking, log, merge)
+        keys = unfinished.without_index
         try:
             with transaction(connection):
-                return _write(
-                    connection, catalog, source, plan, lineage, tracking, log, merge, progress
+                written = _write(
+                    connection, catalog, source, plan, lineage, tracking, log, merge, keys, progress
                 )
         except _TableChangedError:
             log.info("%s changed while the write was being planned; planning again.", table)
+            continue
+        except BaseException:
+            alter.abandon(connection, table, unfinished)
+            raise
+        if unfinished == alter.Unfinished():
+            return written
+        alter.finish(connection, table, unfinished, log)
+        existing = fetch_catalog(connection, table, tracking.schema).existing
+        return replace(written, existing=existing)
     raise DatabaseError(
         f"{table} kept changing while this write was being planned, {ATTEMPTS} times in a row. "
         "Another process alters it again and again; run the asset again when it is done.",
@@ -175,25 +186,33 @@ def _prepare(
     lineage: Lineage,
     tracking: Tracking,
     log: logging.Logger,
-) -> Catalog:
-    """Commit what others could otherwise wait for, and return the catalog as it is then."""
+    merge: Merge | None,
+) -> tuple[Catalog, alter.Unfinished]:
+    """Commit what others could otherwise wait for; return the catalog then, and what is left."""
     table, existing = catalog.table, catalog.existing
     if not catalog.tracking_exists:
         tracking.create(connection)
     if not catalog.schema_exists:
         create_schema(connection, table.schema)
     if existing is None:
-        return catalog
+        return catalog, alter.Unfinished()
     before = existing
     if not existing.tracked or not existing.has_materialization_default:
         alter.track(connection, table)
-    alter.evolve(connection, table, plan.evolution, log)
+    if plan.evolution == Evolution(plan.evolution.targets):
+        unfinished = alter.Unfinished()
+    else:
+        leaving = tracking.fetch_numbers(connection, lineage) if merge is None else []
+        unfinished = alter.evolve(connection, table, plan.evolution, leaving, log)
     if not existing.has_index([MATERIALIZATION_ID], unique=False) and (
         lineage.partitioned or tracking.has_other_owners(connection, table, lineage.asset_key)
     ):
         alter.index_materialization_id(connection, table, log)
     changed = plan.evolution != Evolution(plan.evolution.targets) or not before.tracked
-    return fetch_catalog(connection, table, tracking.schema) if changed else catalog
+    return (
+        fetch_catalog(connection, table, tracking.schema) if changed else catalog,
+        unfinished,
+    )
 
 
 def _holds_no_value(connection: Connection, table: Table, column: str) -> bool:
@@ -218,6 +237,7 @@ def _write(
     tracking: Tracking,
     log: logging.Logger,
     merge: Merge | None,
+    keys: Sequence[alter.Key],
     progress: Progress,
 ) -> Written:
     table, existing = catalog.table, catalog.existing
@@ -239,6 +259,7 @@ def _write(
         loader.merge(current, earlier, merge.deletion)
     else:
         loader.replace(current, earlier)
+    loader.index_keys(keys)
     counts = loader.counts()
     tracking.record(connection, lineage, partitions, counts)
     return Written(catalog.database, table, current, counts, feed.row, loader.copied.bytes)

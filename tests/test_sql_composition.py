@@ -1,0 +1,275 @@
+"""No text is glued into a statement: names and values go through `psycopg.sql` or as parameters.
+
+ruff's S608 looks for glue that reads like SQL; this follows whatever reaches the server. A
+call's name tells that it is one that executes (or makes an `SQL` of) its argument, and so is a
+function of ours that hands a parameter on to one.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+import dagster_tools
+
+SOURCE = Path(dagster_tools.__file__).parent
+
+EXECUTING = {
+    "execute": "query",
+    "executemany": "query",
+    "stream": "query",
+    "copy": "statement",
+    "set_sql_query": "query",
+    "SQL": "obj",
+}
+"""What runs its first argument or lets it stand in a statement as it is, and that one's name."""
+
+RENDERED = {"as_sql": "str(self)"}
+"""Where text that is no literal becomes SQL on purpose: functions, and the expression there."""
+
+TEXT_METHODS = {"format", "format_map", "join", "replace", "removesuffix", "removeprefix", "strip"}
+
+
+def test_no_glued_text_is_executed():
+    modules = {path: ast.parse(path.read_text("utf-8")) for path in sorted(SOURCE.rglob("*.py"))}
+    executing = EXECUTING | _handing_on(modules.values())
+
+    found = [
+        f"{path.relative_to(SOURCE)}:{line}: {text}"
+        for path, module in modules.items()
+        for line, text in _glued(module, executing)
+    ]
+
+    assert found == []
+
+
+def test_statements_are_found_at_all():
+    """Guards the test above against looking at nothing, after a change of names or layout."""
+    modules = [ast.parse(path.read_text("utf-8")) for path in SOURCE.rglob("*.py")]
+    calls = [name for module in modules for _call, name, _text in _calls(module, EXECUTING)]
+
+    assert calls.count("execute") > 20
+    assert calls.count("SQL") > 50
+    assert "set_sql_query" in calls
+
+
+def test_no_warning_of_glued_sql_is_silenced():
+    silenced = [
+        path.name
+        for path in SOURCE.rglob("*.py")
+        if re.search(r"noqa.*(S608|\bS\b)|ruff: noqa(?!:)", path.read_text("utf-8"))
+    ]
+
+    assert silenced == []
+
+
+def test_no_sql_file_has_a_placeholder_in_a_comment():
+    """A name that is put there and holds a newline would end the comment."""
+    commented = [
+        line
+        for path in SOURCE.rglob("*.sql")
+        for line in path.read_text("utf-8").splitlines()
+        if re.search(r"--.*\{", line)
+    ]
+
+    assert commented == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        """connection.execute(f"DROP TABLE {name}")""",
+        """connection.execute("DROP TABLE " + name)""",
+        """connection.execute("DROP TABLE %s" % name)""",
+        """connection.execute("DROP TABLE {}".format(name))""",
+        """connection.execute(" ".join(["DROP TABLE", name]))""",
+        """connection.execute("DROP TABLE t".replace("t", name))""",
+        """connection.execute(query=f"DROP TABLE {name}")""",
+        """connection.execute(str(name))""",
+        """connection.execute(name if name else "SELECT")""",
+        """cursor.copy(f"COPY {name} FROM STDIN")""",
+        """reading.set_sql_query(f"SELECT {name}")""",
+        """sql.SQL(f"DROP TABLE {name}").format()""",
+        """sql.SQL(name)""",
+        """run(f"DROP TABLE {name}")""",
+        """
+        statement = f"DROP TABLE {name}"
+        connection.execute(statement)
+        """,
+        """
+        statement = "DROP TABLE "
+        statement += name
+        connection.execute(statement)
+        """,
+        """
+        for statement in [f"DROP TABLE {name}"]:
+            connection.execute(statement)
+        """,
+    ],
+)
+def test_glue_of_each_kind_is_found(statement):
+    assert list(_glued_in(statement))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        """connection.execute("SELECT $1", [name])""",
+        """connection.execute(sql.SQL("DROP TABLE {}").format(Identifier(name)))""",
+        """connection.execute(compose_drop(name))""",
+        """reading.set_sql_query(compose_select(name).as_string())""",
+        """sql.SQL("UNIQUE" if name else "PRIMARY KEY")""",
+        """sql.SQL(", ").join(map(Identifier, name))""",
+        """
+        statement = sql.SQL("SELECT 1")
+        statement += sql.SQL(" WHERE {}").format(Identifier(name))
+        connection.execute(statement)
+        """,
+    ],
+)
+def test_composed_statements_pass(statement):
+    assert list(_glued_in(statement)) == []
+
+
+def _glued_in(statement: str) -> Iterator[tuple[int, str]]:
+    body = textwrap.indent(textwrap.dedent(statement).strip(), "    ")
+    module = ast.parse(
+        f"def run(text):\n    connection.execute(text)\n\ndef using(name: str):\n{body}\n"
+    )
+    yield from _glued(module, EXECUTING | _handing_on([module]))
+
+
+# --- what reaches the server ----------------------------------------------------------------
+
+
+def _glued(module: ast.Module, executing: Mapping[str, str]) -> Iterator[tuple[int, str]]:
+    for scope in _scopes(module):
+        for call, _name, text in _calls(scope, executing):
+            if isinstance(scope, ast.FunctionDef) and RENDERED.get(scope.name) == ast.unparse(text):
+                continue
+            if not _composed(text, scope, module):
+                yield call.lineno, ast.unparse(text)
+
+
+def _scopes(module: ast.Module) -> Iterator[ast.AST]:
+    """Yield functions, the innermost around each statement, and the module for the rest."""
+    functions = [node for node in ast.walk(module) if isinstance(node, ast.FunctionDef)]
+    nested = {
+        inner
+        for function in functions
+        for inner in ast.walk(function)
+        if isinstance(inner, ast.FunctionDef) and inner is not function
+    }
+    yield from (function for function in functions if function not in nested)
+    inside = {node for function in functions for node in ast.walk(function)}
+    rest = [node for node in module.body if node not in inside]
+    yield ast.Module(body=rest, type_ignores=[])
+
+
+def _calls(scope: ast.AST, executing: Mapping[str, str]) -> Iterator[tuple[ast.Call, str, ast.expr]]:
+    """Yield calls that execute something, with the argument that says what."""
+    for call in ast.walk(scope):
+        if not isinstance(call, ast.Call):
+            continue
+        name = getattr(call.func, "attr", None) or getattr(call.func, "id", "")
+        if name not in executing:
+            continue
+        position = 0
+        parameter = executing[name]
+        if ":" in parameter:
+            number, parameter = parameter.split(":")
+            position = int(number)
+        named = [keyword.value for keyword in call.keywords if keyword.arg == parameter]
+        if named or len(call.args) > position:
+            yield call, name, (named or call.args[position:])[0]
+
+
+def _handing_on(modules: Iterator[ast.Module] | list[ast.Module]) -> dict[str, str]:
+    """Return functions that execute one of their own parameters, as `position:name`."""
+    handing: dict[str, str] = {}
+    for module in modules:
+        for function in ast.walk(module):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            parameters = [argument.arg for argument in function.args.args]
+            for _call, _name, text in _calls(function, EXECUTING):
+                typed = _annotations(function).get(ast.unparse(text), "")
+                if ast.unparse(text) in parameters and not _is_composable(typed):
+                    position = parameters.index(ast.unparse(text)) - (parameters[0] == "self")
+                    handing[function.name] = f"{position}:{ast.unparse(text)}"
+    return handing
+
+
+# --- what is composed -----------------------------------------------------------------------
+
+
+def _composed(text: ast.expr, scope: ast.AST, module: ast.Module) -> bool:
+    """Whether the text is a literal, was composed by `psycopg.sql`, or stands in a .sql file."""
+    match text:
+        case ast.Constant():
+            return True
+        case ast.IfExp():
+            return _composed(text.body, scope, module) and _composed(text.orelse, scope, module)
+        case ast.BinOp():
+            return False
+        case ast.List() | ast.Tuple():
+            return all(_composed(element, scope, module) for element in text.elts)
+        case ast.Call():
+            return _composed_by_call(text)
+        case ast.Name():
+            return _composed_before(text.id, scope, module)
+        case _:
+            return False
+
+
+def _composed_by_call(call: ast.Call) -> bool:
+    name = getattr(call.func, "attr", None) or getattr(call.func, "id", "")
+    if name.startswith("compose_") or name == "SQL":
+        return True
+    if name in TEXT_METHODS | {"as_string"} and isinstance(call.func, ast.Attribute):
+        receiver = call.func.value
+        named = isinstance(receiver, ast.Name)  # what it holds is looked at where it is made
+        return (isinstance(receiver, ast.Call) and _composed_by_call(receiver)) or named
+    return name == "read_text"
+
+
+def _composed_before(name: str, scope: ast.AST, module: ast.Module) -> bool:
+    """Whether all that the name stands for is composed: as a parameter, by its type."""
+    if isinstance(scope, ast.FunctionDef) and name in (annotated := _annotations(scope)):
+        # Callers of a function that executes text are looked at instead.
+        return _is_composable(annotated[name]) or scope.name in _handing_on([module])
+    values = [value for node in (scope, module) for value in _assigned(name, node)]
+    return bool(values) and all(_composed(value, scope, module) for value in values)
+
+
+def _assigned(name: str, scope: ast.AST) -> Iterator[ast.expr]:
+    for node in ast.walk(scope):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=found)], value=value) if found == name:
+                yield value
+            case ast.AnnAssign(target=ast.Name(id=found), value=ast.expr() as value) if (
+                found == name
+            ):
+                yield value
+            case ast.AugAssign(target=ast.Name(id=found), value=value) if found == name:
+                yield value
+            case ast.For(target=ast.Name(id=found), iter=iterable) if found == name:
+                yield iterable
+
+
+def _annotations(function: ast.FunctionDef) -> dict[str, str]:
+    arguments = [*function.args.args, *function.args.kwonlyargs]
+    return {
+        argument.arg: ast.unparse(argument.annotation) if argument.annotation else ""
+        for argument in arguments
+        if argument.arg != "self"
+    }
+
+
+def _is_composable(annotation: str) -> bool:
+    return bool(re.fullmatch(r"(Sequence\[)?(sql\.)?(SQL|Composed|Composable)\]?", annotation))
