@@ -10,8 +10,9 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
@@ -19,15 +20,17 @@ import dagster_tools
 
 SOURCE = Path(dagster_tools.__file__).parent
 
-EXECUTING = {
-    "execute": "query",
-    "executemany": "query",
-    "stream": "query",
-    "copy": "statement",
-    "set_sql_query": "query",
-    "SQL": "obj",
+Executing: TypeAlias = Mapping[str, tuple[int, str]]
+"""What runs one of its arguments, or lets it stand in a statement: that one's place and name."""
+
+EXECUTING: Executing = {
+    "execute": (0, "query"),
+    "executemany": (0, "query"),
+    "stream": (0, "query"),
+    "copy": (0, "statement"),
+    "set_sql_query": (0, "query"),
+    "SQL": (0, "obj"),
 }
-"""What runs its first argument or lets it stand in a statement as it is, and that one's name."""
 
 RENDERED = {"as_sql": "str(self)"}
 """Where text that is no literal becomes SQL on purpose: functions, and the expression there."""
@@ -96,7 +99,7 @@ def test_no_sql_file_has_a_placeholder_in_a_comment():
         """reading.set_sql_query(f"SELECT {name}")""",
         """sql.SQL(f"DROP TABLE {name}").format()""",
         """sql.SQL(name)""",
-        """run(f"DROP TABLE {name}")""",
+        """_run(f"DROP TABLE {name}")""",
         """
         statement = f"DROP TABLE {name}"
         connection.execute(statement)
@@ -139,7 +142,7 @@ def test_composed_statements_pass(statement):
 def _glued_in(statement: str) -> Iterator[tuple[int, str]]:
     body = textwrap.indent(textwrap.dedent(statement).strip(), "    ")
     module = ast.parse(
-        f"def run(text):\n    connection.execute(text)\n\ndef using(name: str):\n{body}\n"
+        f"def _run(text):\n    connection.execute(text)\n\ndef using(name: str):\n{body}\n"
     )
     yield from _glued(module, EXECUTING | _handing_on([module]))
 
@@ -147,7 +150,7 @@ def _glued_in(statement: str) -> Iterator[tuple[int, str]]:
 # --- what reaches the server ----------------------------------------------------------------
 
 
-def _glued(module: ast.Module, executing: Mapping[str, str]) -> Iterator[tuple[int, str]]:
+def _glued(module: ast.Module, executing: Executing) -> Iterator[tuple[int, str]]:
     for scope in _scopes(module):
         for call, _name, text in _calls(scope, executing):
             if isinstance(scope, ast.FunctionDef) and RENDERED.get(scope.name) == ast.unparse(text):
@@ -156,52 +159,42 @@ def _glued(module: ast.Module, executing: Mapping[str, str]) -> Iterator[tuple[i
                 yield call.lineno, ast.unparse(text)
 
 
-def _scopes(module: ast.Module) -> Iterator[ast.AST]:
-    """Yield functions, the innermost around each statement, and the module for the rest."""
-    functions = [node for node in ast.walk(module) if isinstance(node, ast.FunctionDef)]
-    nested = {
-        inner
-        for function in functions
-        for inner in ast.walk(function)
-        if isinstance(inner, ast.FunctionDef) and inner is not function
-    }
-    yield from (function for function in functions if function not in nested)
-    inside = {node for function in functions for node in ast.walk(function)}
-    rest = [node for node in module.body if node not in inside]
-    yield ast.Module(body=rest, type_ignores=[])
+def _scopes(node: ast.Module | ast.ClassDef) -> Iterator[ast.AST]:
+    """Yield functions with what is nested in them, and the statements around functions."""
+    for statement in node.body:
+        if isinstance(statement, ast.ClassDef):
+            yield from _scopes(statement)
+        else:
+            yield statement
 
 
-def _calls(scope: ast.AST, executing: Mapping[str, str]) -> Iterator[tuple[ast.Call, str, ast.expr]]:
+def _calls(scope: ast.AST, executing: Executing) -> Iterator[tuple[ast.Call, str, ast.expr]]:
     """Yield calls that execute something, with the argument that says what."""
     for call in ast.walk(scope):
         if not isinstance(call, ast.Call):
             continue
-        name = getattr(call.func, "attr", None) or getattr(call.func, "id", "")
-        if name not in executing:
+        name = _name(call.func)
+        own = name in EXECUTING and ast.unparse(call.func).startswith("self.")  # Loader.copy
+        if name not in executing or own:
             continue
-        position = 0
-        parameter = executing[name]
-        if ":" in parameter:
-            number, parameter = parameter.split(":")
-            position = int(number)
+        position, parameter = executing[name]
         named = [keyword.value for keyword in call.keywords if keyword.arg == parameter]
         if named or len(call.args) > position:
             yield call, name, (named or call.args[position:])[0]
 
 
-def _handing_on(modules: Iterator[ast.Module] | list[ast.Module]) -> dict[str, str]:
-    """Return functions that execute one of their own parameters, as `position:name`."""
-    handing: dict[str, str] = {}
+def _handing_on(modules: Iterable[ast.Module]) -> dict[str, tuple[int, str]]:
+    """Return private functions that execute one of their parameters."""
+    handing: dict[str, tuple[int, str]] = {}
     for module in modules:
         for function in ast.walk(module):
-            if not isinstance(function, ast.FunctionDef):
-                continue
-            parameters = [argument.arg for argument in function.args.args]
-            for _call, _name, text in _calls(function, EXECUTING):
-                typed = _annotations(function).get(ast.unparse(text), "")
-                if ast.unparse(text) in parameters and not _is_composable(typed):
-                    position = parameters.index(ast.unparse(text)) - (parameters[0] == "self")
-                    handing[function.name] = f"{position}:{ast.unparse(text)}"
+            if not isinstance(function, ast.FunctionDef) or not function.name.startswith("_"):
+                continue  # callers of what is public may stand elsewhere
+            parameters = list(_annotations(function))
+            for _call, _executing, text in _calls(function, EXECUTING):
+                name = ast.unparse(text)
+                if name in parameters and not _is_composable(_annotations(function)[name]):
+                    handing[function.name] = parameters.index(name), name
     return handing
 
 
@@ -228,7 +221,7 @@ def _composed(text: ast.expr, scope: ast.AST, module: ast.Module) -> bool:
 
 
 def _composed_by_call(call: ast.Call) -> bool:
-    name = getattr(call.func, "attr", None) or getattr(call.func, "id", "")
+    name = _name(call.func)
     if name.startswith("compose_") or name == "SQL":
         return True
     if name in TEXT_METHODS | {"as_string"} and isinstance(call.func, ast.Attribute):
@@ -260,6 +253,10 @@ def _assigned(name: str, scope: ast.AST) -> Iterator[ast.expr]:
                 yield value
             case ast.For(target=ast.Name(id=found), iter=iterable) if found == name:
                 yield iterable
+
+
+def _name(function: ast.expr) -> str:
+    return str(getattr(function, "attr", None) or getattr(function, "id", ""))
 
 
 def _annotations(function: ast.FunctionDef) -> dict[str, str]:

@@ -9,7 +9,7 @@ import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -150,6 +150,10 @@ class PostgresIOManager(dg.ConfigurableIOManager):
     tracking_schema: str = Field(
         default="meta", description="Schema of the tables that say which run wrote which rows."
     )
+    code_location_users: dict[str, list[str]] = Field(
+        default={"datasmart": ["datasmart_user"]},
+        description="Roles that may read what the assets of a code location write.",
+    )
 
     def __init__(self, **values: Any) -> None:
         _refuse_unknown(type(self), values)
@@ -275,12 +279,20 @@ class _Output:
         for slip, right in misspelled_keys(metadata, OUTPUT_KEYS).items():
             context.log.warning("Metadata %r of %s is ignored; is %r meant?", slip, name, right)
         options = OutputOptions.from_metadata(metadata, name)
+        location_users = manager.code_location_users.get(_code_location() or "", [])
+        options = replace(options, users=tuple(dict.fromkeys([*options.users, *location_users])))
         prefix = list(context.asset_key.path[:-1]) if context.has_asset_key else []
         last = context.asset_key.path[-1] if context.has_asset_key else context.name
         kind = "asset" if context.has_asset_key else "output"
         table = _table(f"{kind} {name}", options, manager, prefix, last)
         lineage = Lineage(_tracked_key(context), context.run_id, _output_partitions(context))
         return cls(name, f"{kind} {name} ({table})", table, options, lineage)
+
+
+def _code_location() -> str | None:
+    """Return the run's code location; a run in process, as in a test, has none."""
+    running = _or_none(dg.AssetExecutionContext.get)
+    return running.run.tags.get("dagster/code_location") if running is not None else None
 
 
 def _output_name(context: dg.OutputContext) -> str:

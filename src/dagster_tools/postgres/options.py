@@ -56,6 +56,7 @@ class OutputOptions:
         incremental: Upsert by `primary_key` instead of replacing.
         columns: Declared columns by name.
         chunk_size: Bytes of a large frame that are encoded at a time.
+        users: Roles that may read the table.
         partition_expr: Column that tells a row's partition, or one per dimension.
     """
 
@@ -65,6 +66,7 @@ class OutputOptions:
     incremental: bool = False
     columns: Mapping[str, Column] = field(default_factory=lambda: MappingProxyType({}))
     chunk_size: int = DEFAULT_CHUNK_BYTES
+    users: tuple[str, ...] = ()
     schema_evolution: Literal["evolve", "strict"] = "evolve"
     partition_expr: object = None
 
@@ -84,6 +86,7 @@ class OutputOptions:
             incremental=read("incremental", parse_boolean, False),
             columns=read("columns", _declared_columns, nothing),
             chunk_size=read("chunk_size", parse_size, DEFAULT_CHUNK_BYTES),
+            users=read("users", _roles, ()),
             schema_evolution=read("schema_evolution", _schema_evolution, "evolve"),
             partition_expr=metadata.get("partition_expr"),
         )
@@ -181,6 +184,13 @@ def _names(value: object) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise ValueError("each column once")
     return tuple(check_identifier("column", name) for name in names)
+
+
+def _roles(value: object) -> tuple[str, ...]:
+    roles = (value,) if isinstance(value, str) else value
+    if not isinstance(roles, (list, tuple)):
+        raise ValueError("a role's name, or a list of them")
+    return tuple(dict.fromkeys(check_identifier("role", role) for role in roles))
 
 
 def _schema_evolution(value: object) -> Literal["evolve", "strict"]:

@@ -23,6 +23,7 @@ __all__ = [
     "Stored",
     "Tracking",
     "create_schema",
+    "lock_grants",
     "lock_table",
 ]
 
@@ -99,11 +100,7 @@ class Tracking:
 
     def check_target(self, table: Table) -> None:
         """Refuse to keep an asset in one of the tracking tables."""
-        if table.schema == self.schema and table.name in {
-            "assets",
-            "materializations",
-            "leftovers",
-        }:
+        if table.schema == self.schema and table.name in TABLES:
             raise ConfigurationError(
                 f"{table} is one of the tables that say which run wrote which rows. Point the "
                 "asset's schema or table metadata elsewhere, or the IO manager's tracking_schema."
@@ -413,6 +410,11 @@ def lock_table(connection: Connection, table: Table, *, first_write: bool) -> No
     creates it, holds it alone.
     """
     _lock(connection, "table", table.schema, table.name, shared=not first_write)
+
+
+def lock_grants(connection: Connection) -> None:
+    """Take turns with all other writers that are about to grant, until the transaction ends."""
+    _lock(connection, "grants")
 
 
 def _lock(connection: Connection, *what: str, shared: bool = False) -> None:

@@ -18,6 +18,7 @@ from dagster_tools.postgres.connection import Connection, transaction, translate
 from dagster_tools.postgres.copy import Progress
 from dagster_tools.postgres.deletion import Deletion, compose_condition
 from dagster_tools.postgres.evolution import Evolution, check_values, plan_evolution
+from dagster_tools.postgres.grants import check_roles, grant_select
 from dagster_tools.postgres.loader import Loader, Plan, delete_earlier
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table, check_column_names
 from dagster_tools.postgres.options import OutputOptions
@@ -103,9 +104,10 @@ def write_table(
             while COMMIT was under way. A re-run then writes the same rows again.
     """
     tracking.check_target(table)
+    check_roles(connection, options.users)
     source = open_source(data, options.chunk_size, by_partition=by_partition)
     if source.empty:
-        return _write_nothing(connection, table, lineage, tracking, merge)
+        return _write_nothing(connection, table, lineage, tracking, merge, options.users)
     check_column_names(source.schema.names)
     for _attempt in range(ATTEMPTS):
         catalog = fetch_catalog(connection, table, tracking.schema)
@@ -262,6 +264,7 @@ def _write(
     loader.index_keys(keys)
     counts = loader.counts()
     tracking.record(connection, lineage, partitions, counts)
+    grant_select(connection, table, plan.options.users)
     return Written(catalog.database, table, current, counts, feed.row, loader.copied.bytes)
 
 
@@ -271,6 +274,7 @@ def _write_nothing(
     lineage: Lineage,
     tracking: Tracking,
     merge: Merge | None,
+    users: Sequence[str],
 ) -> Written:
     """Delete the rows that go and record the materialization; creates no table."""
     catalog = fetch_catalog(connection, table, tracking.schema)
@@ -288,6 +292,8 @@ def _write_nothing(
             deleted = _delete_without_rows(connection, existing, earlier, merge)
         counts = {key: Counts(deleted=deleted.get(key, 0)) for key in lineage.partition_keys}
         tracking.record(connection, lineage, partitions, counts)
+        if existing is not None:
+            grant_select(connection, table, users)
     return Written(catalog.database, table, existing, counts)
 
 
