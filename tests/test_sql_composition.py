@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeAlias
 
@@ -20,7 +20,7 @@ import dagster_tools
 
 SOURCE = Path(dagster_tools.__file__).parent
 
-Executing: TypeAlias = Mapping[str, tuple[int, str]]
+Executing: TypeAlias = dict[str, tuple[int, str]]
 """What runs one of its arguments, or lets it stand in a statement: that one's place and name."""
 
 EXECUTING: Executing = {
@@ -34,8 +34,6 @@ EXECUTING: Executing = {
 
 RENDERED = {"as_sql": "str(self)"}
 """Where text that is no literal becomes SQL on purpose: functions, and the expression there."""
-
-TEXT_METHODS = {"format", "format_map", "join", "replace", "removesuffix", "removeprefix", "strip"}
 
 
 def test_no_glued_text_is_executed():
@@ -87,6 +85,7 @@ def test_no_sql_file_has_a_placeholder_in_a_comment():
     "statement",
     [
         """connection.execute(f"DROP TABLE {name}")""",
+        """self.connection.execute(f"DROP TABLE {name}")""",
         """connection.execute("DROP TABLE " + name)""",
         """connection.execute("DROP TABLE %s" % name)""",
         """connection.execute("DROP TABLE {}".format(name))""",
@@ -108,6 +107,10 @@ def test_no_sql_file_has_a_placeholder_in_a_comment():
         statement = "DROP TABLE "
         statement += name
         connection.execute(statement)
+        """,
+        """
+        statement = "DROP TABLE {}"
+        connection.execute(statement.format(name))
         """,
         """
         for statement in [f"DROP TABLE {name}"]:
@@ -174,7 +177,7 @@ def _calls(scope: ast.AST, executing: Executing) -> Iterator[tuple[ast.Call, str
         if not isinstance(call, ast.Call):
             continue
         name = _name(call.func)
-        own = name in EXECUTING and ast.unparse(call.func).startswith("self.")  # Loader.copy
+        own = name in EXECUTING and ast.unparse(call.func) == f"self.{name}"  # Loader.copy
         if name not in executing or own:
             continue
         position, parameter = executing[name]
@@ -183,9 +186,9 @@ def _calls(scope: ast.AST, executing: Executing) -> Iterator[tuple[ast.Call, str
             yield call, name, (named or call.args[position:])[0]
 
 
-def _handing_on(modules: Iterable[ast.Module]) -> dict[str, tuple[int, str]]:
+def _handing_on(modules: Iterable[ast.Module]) -> Executing:
     """Return private functions that execute one of their parameters."""
-    handing: dict[str, tuple[int, str]] = {}
+    handing: Executing = {}
     for module in modules:
         for function in ast.walk(module):
             if not isinstance(function, ast.FunctionDef) or not function.name.startswith("_"):
@@ -213,31 +216,38 @@ def _composed(text: ast.expr, scope: ast.AST, module: ast.Module) -> bool:
         case ast.List() | ast.Tuple():
             return all(_composed(element, scope, module) for element in text.elts)
         case ast.Call():
-            return _composed_by_call(text)
+            return _composed_by_call(text, scope, module)
         case ast.Name():
             return _composed_before(text.id, scope, module)
         case _:
             return False
 
 
-def _composed_by_call(call: ast.Call) -> bool:
+def _composed_by_call(call: ast.Call, scope: ast.AST, module: ast.Module) -> bool:
     name = _name(call.func)
-    if name.startswith("compose_") or name == "SQL":
+    if name.startswith("compose_") or name in {"SQL", "read_text"}:
         return True
-    if name in TEXT_METHODS | {"as_string"} and isinstance(call.func, ast.Attribute):
-        receiver = call.func.value
-        named = isinstance(receiver, ast.Name)  # what it holds is looked at where it is made
-        return (isinstance(receiver, ast.Call) and _composed_by_call(receiver)) or named
-    return name == "read_text"
+    if name not in {"format", "join", "as_string"} or not isinstance(call.func, ast.Attribute):
+        return False
+    # Of an SQL these compose; of a str, even one that stands in the source, they glue.
+    receiver = call.func.value
+    if isinstance(receiver, ast.Call):
+        return _composed_by_call(receiver, scope, module)
+    return isinstance(receiver, ast.Name) and _composed_before(
+        receiver.id, scope, module, text=False
+    )
 
 
-def _composed_before(name: str, scope: ast.AST, module: ast.Module) -> bool:
+def _composed_before(name: str, scope: ast.AST, module: ast.Module, *, text: bool = True) -> bool:
     """Whether all that the name stands for is composed: as a parameter, by its type."""
     if isinstance(scope, ast.FunctionDef) and name in (annotated := _annotations(scope)):
         # Callers of a function that executes text are looked at instead.
-        return _is_composable(annotated[name]) or scope.name in _handing_on([module])
+        return _is_composable(annotated[name]) or (text and scope.name in _handing_on([module]))
     values = [value for node in (scope, module) for value in _assigned(name, node)]
-    return bool(values) and all(_composed(value, scope, module) for value in values)
+    return bool(values) and all(
+        _composed(value, scope, module) and (text or not isinstance(value, ast.Constant))
+        for value in values
+    )
 
 
 def _assigned(name: str, scope: ast.AST) -> Iterator[ast.expr]:

@@ -128,4 +128,6 @@ defs = dg.Definitions(
             schema="nyc",
         )
     },
+    # One process for each run, not for each step: these take less time than starting one.
+    executor=dg.in_process_executor,
 )

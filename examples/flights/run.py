@@ -49,7 +49,7 @@ LIMIT 4"""
 
 MONTHS_IN_TABLE = """\
 SELECT to_char(make_date(year::int, month::int, 1), 'YYYY-MM'),
-       count(*), array_agg(DISTINCT materialization_id)
+       count(*), string_agg(DISTINCT materialization_id::text, ', ')
 FROM nyc.flights
 GROUP BY 1"""
 
@@ -73,7 +73,7 @@ def tell(connection: psycopg.Connection, partition_keys: Sequence[str]) -> None:
     written = materialize(airlines, airports, planes)
     print_table(
         ["table", "rows", "seconds", "rows/s"],
-        [[f"nyc.{name}", w.rows, w.seconds, w.rate] for name, w in written.items()],
+        [[f"nyc.{name}", w.rows, f"{w.seconds:.3f}", w.rate] for name, w in written.items()],
     )
 
     print(f"\n{len(partition_keys)} months, a run for each: rows, and rows per second.\n")
@@ -155,8 +155,8 @@ def materialize(
     return written
 
 
-def fetch_months(connection: psycopg.Connection) -> dict[str, tuple[int, list[int]]]:
-    """Ask the table itself: rows of each month, and the materializations they belong to."""
+def fetch_months(connection: psycopg.Connection) -> dict[str, tuple[int, str]]:
+    """Ask the table itself: the rows of each month, and the materialization they belong to."""
     return {month: (rows, ids) for month, rows, ids in connection.execute(MONTHS_IN_TABLE)}
 
 

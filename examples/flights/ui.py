@@ -66,9 +66,8 @@ def serve(folder: Path, port: int) -> int:
 def dagster_dev(
     port: int, environment: dict[str, str], log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `dagster dev` on definitions.py; at the end, let it end its own processes."""
-    command = [sys.executable, "-m", "dagster", "dev", "--python-file", "definitions.py"]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
+    """Run `dagster dev` on what workspace.yaml names; in the end, let it end its own processes."""
+    command = [sys.executable, "-m", "dagster", "dev", "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as output:
         # In a session of its own, so that Ctrl-C reaches it once: from here.
         process = subprocess.Popen(

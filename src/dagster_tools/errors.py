@@ -63,15 +63,18 @@ class MaterializationNotFound(DagsterToolsError, ValueError):
     def for_partitions(
         cls, asset_key: str, partition_keys: Sequence[str]
     ) -> MaterializationNotFound:
-        """Compose the message for partitions of one asset, at most twenty of them by name."""
-        shown = list(partition_keys[:20])
-        more = len(partition_keys) - len(shown)
-        listed = f"{shown}" + (f" and {more} more" if more else "")
+        """Compose the message for partitions of one asset."""
         return cls(
-            f"No materialization found for partitions {listed} (asset {asset_key}). "
-            "Materialize them first, or set full_table: True on the input to load "
-            "every row of the table whichever partition wrote it."
+            f"No materialization found for partitions {listed(partition_keys)} "
+            f"(asset {asset_key}). Materialize them first, or set full_table: True on the "
+            "input to load every row of the table whichever partition wrote it."
         )
+
+
+def listed(names: Sequence[object]) -> str:
+    """Return names as a message shows them: the first twenty, and how many more there are."""
+    more = len(names) - 20
+    return f"{list(names[:20])}" + (f" and {more} more" if more > 0 else "")
 
 
 class SchemaConflict(DagsterToolsError):

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pat
 
-from dagster_tools.errors import BadValue, ConfigurationError, SchemaConflict
+from dagster_tools.errors import BadValue, ConfigurationError, SchemaConflict, listed
 from dagster_tools.postgres.column_types import PgType, infer, is_geometry, plain_type
 from dagster_tools.postgres.names import MATERIALIZATION_ID
 
@@ -101,8 +101,8 @@ def _check_keys(frames: Mapping[str, Rows], keys: Sequence[str]) -> None:
     if missing or foreign:
         raise ConfigurationError(
             "A dict of frames must have exactly the partitions of the run."
-            + (f" Missing: {missing}." if missing else "")
-            + (f" Not of this run: {foreign}." if foreign else "")
+            + (f" Missing: {listed(missing)}." if missing else "")
+            + (f" Not of this run: {listed(foreign)}." if foreign else "")
         )
 
 
@@ -141,9 +141,12 @@ def _common_field(one: pa.Field, other: pa.Field) -> pa.Field | None:
         return None
     if stored[0].name == "numeric" and (_is_text(one.type) or _is_text(other.type)):
         return pa.field(one.name, pa.large_string(), metadata=NUMERIC)
-    bare = [pa.schema([pa.field(one.name, _bare(field.type))]) for field in (one, other)]
+    bare = [_bare(one.type), _bare(other.type)]
+    if any(map(pat.is_decimal, bare)):
+        bare = [_as_decimal(type_) for type_ in bare]
+    schemas = [pa.schema([pa.field(one.name, type_)]) for type_ in bare]
     try:
-        return pa.unify_schemas(bare, promote_options="permissive").field(0)
+        return pa.unify_schemas(schemas, promote_options="permissive").field(0)
     except pa.ArrowException:
         return None
 
@@ -164,6 +167,11 @@ def _bare(type_: pa.DataType) -> pa.DataType:
     if pat.is_timestamp(type_) and type_.tz is not None:
         return pa.timestamp(type_.unit, "UTC")
     return type_ if isinstance(type_, pa.BaseExtensionType) else plain_type(type_)
+
+
+def _as_decimal(type_: pa.DataType) -> pa.DataType:
+    """Return a decimal for integers of up to 20 digits, which Arrow counts as 19."""
+    return pa.decimal128(20, 0) if pat.is_integer(type_) else type_
 
 
 def _marked(rows: Rows, schema: pa.Schema, position: int) -> Iterator[pa.RecordBatch]:

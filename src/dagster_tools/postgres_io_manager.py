@@ -227,18 +227,28 @@ class PostgresIOManager(dg.ConfigurableIOManager):
     # --- in ---------------------------------------------------------------------------------
 
     def _read(self, context: dg.InputContext, asked: "_Asked") -> object:
-        request, environment = _request(context, self)
+        request, environment = _request(context, self, asked)
         settings = self._environment(environment, request.asset_key)
-        tracking = Tracking(_resolved(self.tracking_schema))
-        if asked.by_partition:
-            loaded: object = {
-                key: frames.from_arrow(stream, asked.frame_class)
-                for key, stream in read_by_partition(settings, tracking, request)
-            }
-        else:
-            loaded = frames.from_arrow(read_table(settings, tracking, request), asked.frame_class)
+        try:
+            loaded = self._frames(settings, request, asked)
+        except MaterializationNotFound:
+            raise
+        except DagsterToolsError as error:
+            error.about(f"asset {_input_name(context)}")
+            raise
         _observe(context, loaded, environment or "development")
         return loaded
+
+    def _frames(self, settings: ConnectionSettings, request: Request, asked: "_Asked") -> object:
+        """Read what is asked for, as the frame or the dict of frames it is asked for as."""
+        frame_class = asked.frame_class
+        tracking = Tracking(_resolved(self.tracking_schema))
+        if not asked.by_partition:
+            return frames.from_arrow(read_table(settings, tracking, request), frame_class)
+        return {
+            key: frames.from_arrow(stream, frame_class)
+            for key, stream in read_by_partition(settings, tracking, request)
+        }
 
     def _environment(self, environment: str | None, asset: str) -> ConnectionSettings:
         if environment != "production":
@@ -468,6 +478,9 @@ class _Asked:
     @classmethod
     def by(cls, context: dg.InputContext) -> "_Asked":
         annotation: Any = _or_none(lambda: context.dagster_type.typing_type)
+        if typing.get_origin(annotation) is list:
+            # A fan-in of several ops: Dagster loads each of its elements with a call of its own.
+            annotation = typing.get_args(annotation)[0]
         annotation, optional = _without_none(annotation)
         by_partition = typing.get_origin(annotation) is dict
         if by_partition:
@@ -489,7 +502,9 @@ def _without_none(annotation: object) -> tuple[object, bool]:
     return annotation, False
 
 
-def _request(context: dg.InputContext, manager: PostgresIOManager) -> tuple[Request, str | None]:
+def _request(
+    context: dg.InputContext, manager: PostgresIOManager, asked: _Asked
+) -> tuple[Request, str | None]:
     """Return what to read, and from which environment."""
     name = _input_name(context)
     own = _unwrapped(context.definition_metadata)
@@ -512,7 +527,8 @@ def _request(context: dg.InputContext, manager: PostgresIOManager) -> tuple[Requ
         raise ConfigurationError("An input without an asset key and without an upstream output.")
     table = _table(f"input {name}", written, manager, prefix, last)
     partitions = _input_partitions(context)
-    return Request(key, table, partitions, options, written.columns), environment
+    request = Request(key, table, partitions, options, written.columns, asked.optional)
+    return request, environment
 
 
 def _input_name(context: dg.InputContext) -> str:
@@ -542,7 +558,7 @@ def _consumer_metadata(context: dg.InputContext) -> dict[str, object]:
         running = dg.AssetExecutionContext.get()
         by_key = running.assets_def.metadata_by_key
         consumers = [_unwrapped(by_key[key]) for key in running.selected_asset_keys]
-    except dg.DagsterInvariantViolationError:
+    except dg.DagsterError:  # an op or an asset check, which computes no assets
         definition = _or_none(lambda: context.op_def)
         outputs = definition.output_defs if definition is not None else []
         consumers = [_unwrapped(output.metadata) for output in outputs]
@@ -582,15 +598,20 @@ def _observe(context: dg.InputContext, loaded: object, environment: str) -> None
     """Log how much was loaded and from where, as an observation of the upstream asset."""
     if not (context.has_input_name and context.has_asset_key):
         return
-    frames_loaded: list[object] = [*loaded.values()] if isinstance(loaded, dict) else [loaded]
-    sized = [frame for frame in frames_loaded if isinstance(frame, Sized)]
-    if len(sized) == len(frames_loaded):
-        rows = sum(map(len, sized))
-        # An observation of several partitions cannot be made: Dagster asks for the one key.
-        if not context.has_asset_partitions or len(list(context.asset_partition_keys)) == 1:
-            context.add_input_metadata({"rows": rows, "environment": environment})
-        else:
-            context.log.info("Loaded %s rows of %s (%s).", rows, _input_name(context), environment)
+    several: list[object] = [*loaded.values()] if isinstance(loaded, dict) else [loaded]
+    counts = [len(frame) for frame in several if isinstance(frame, Sized)]
+    metadata: dict[str, Any] = {"environment": environment}
+    if len(counts) == len(several):  # a stream is not counted beforehand
+        metadata["rows"] = sum(counts)
+    partitions = len(list(context.asset_partition_keys)) if context.has_asset_partitions else 1
+    if partitions == 1:
+        context.add_input_metadata(metadata)
+        return
+    # add_input_metadata asks for the one partition key; the asset as a whole is observed instead.
+    running = _or_none(dg.AssetExecutionContext.get)
+    if partitions and running is not None:
+        metadata["partitions"] = partitions
+        running.log_event(dg.AssetObservation(context.asset_key, metadata=metadata))
 
 
 # --- small things ---------------------------------------------------------------------------

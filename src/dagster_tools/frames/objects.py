@@ -39,8 +39,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dagster_tools import json_text
 from dagster_tools.errors import BadValue
-from dagster_tools.frames import json_text
 from dagster_tools.frames.arrow import is_text
 
 __all__ = ["Encoded", "from_arrow", "json_from_text", "remedy_for", "to_arrow"]

@@ -309,6 +309,8 @@ def plain_type(type_: pa.DataType) -> pa.DataType:
 
 
 def _array_wire_type(element: PgType, source: pa.DataType) -> pa.DataType | None:
+    if not (is_list(source) or pat.is_null(source)):
+        return None
     inner = source.value_type if is_list(source) else pa.null()
     wire = wire_type(element, inner) if element.name in ARRAY_WIRE else None
     if wire is None or element.max_length is not None:

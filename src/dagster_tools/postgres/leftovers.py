@@ -1,4 +1,4 @@
-"""Rows an asset left behind when it became partitioned, stopped being so, or moved to another table.
+"""Rows an asset left behind when it became partitioned, stopped being so, or changed its table.
 
 They stay: only the user can tell whether they are still wanted. No load returns them but
 one of the full table, and every write of the asset says that they are there.

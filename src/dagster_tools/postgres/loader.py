@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,14 +9,12 @@ from psycopg import errors, sql
 from psycopg.sql import Composed, Identifier
 
 from dagster_tools.errors import BadValue, SchemaConflict
-from dagster_tools.postgres import alter, ddl
+from dagster_tools.postgres import ddl
 from dagster_tools.postgres.alter import Key
-from dagster_tools.postgres.column_types import PgType
-from dagster_tools.postgres.columns import Column, ExistingTable
+from dagster_tools.postgres.columns import ExistingTable
 from dagster_tools.postgres.connection import Connection, translated
-from dagster_tools.postgres.copy import Copied, Progress, copy_in, has_binary_form
 from dagster_tools.postgres.deletion import Condition, Deletion, compose_condition
-from dagster_tools.postgres.evolution import Evolution, Widening, widened_type
+from dagster_tools.postgres.incoming import Plan, Rows
 from dagster_tools.postgres.merge import (
     EVERY_ROW,
     compose_absent_from_staging,
@@ -29,13 +26,10 @@ from dagster_tools.postgres.merge import (
     compose_upsert,
 )
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table
-from dagster_tools.postgres.options import OutputOptions
-from dagster_tools.postgres.rows import Feed, Misfit
 from dagster_tools.postgres.tracking import Counts
 
-__all__ = ["Loader", "Plan", "delete_earlier"]
+__all__ = ["Loader", "delete_earlier"]
 
-INTEGER = PgType("integer")
 STAGING = "dagster_tools_staging"
 NO_EQUALITY = frozenset({"json", "xml", "point", "polygon"})
 """Types whose values PostgreSQL cannot compare with `=`."""
@@ -45,20 +39,6 @@ NO_ROW = Condition(sql.SQL("false").format(), ())
 
 NO_ACTION = "a"
 """pg_constraint.confdeltype of a foreign key without an ON DELETE action."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What the table must become.
-
-    Args:
-        wanted: All columns the asset asks for, those of the frame first.
-        evolution: Changes of an existing table, and what each column is encoded as.
-    """
-
-    options: OutputOptions
-    wanted: tuple[Column, ...]
-    evolution: Evolution
 
 
 def delete_earlier(
@@ -94,15 +74,12 @@ def delete_earlier(
 
 @dataclass
 class Loader:
-    """Moves one feed into one table, within the transaction."""
+    """Moves the new rows of one output into its table, within the transaction."""
 
     connection: Connection
     table: Table
     plan: Plan
-    feed: Feed
-    log: logging.Logger
-    progress: Progress
-    copied: Copied = field(default_factory=Copied)
+    rows: Rows
     deleted: Mapping[str | None, int] = field(default_factory=dict)
     upserted: Mapping[int, tuple[int, int]] | None = None
 
@@ -115,7 +92,7 @@ class Loader:
         connection, table, options = self.connection, self.table, self.plan.options
         with translated(f"creating {table}"):
             connection.execute(ddl.compose_create_table(table, self.plan.wanted))
-        self.copy(table.identifier)
+        self.rows.fill(table.identifier)
         if options.primary_key:
             self._add_key(Key(options.primary_key, primary=True))
         for column in self.plan.wanted:
@@ -142,7 +119,7 @@ class Loader:
                 self._refusing_repeated(statement, str(key))
 
     def replace(self, existing: ExistingTable, earlier: Mapping[int, str | None]) -> None:
-        """Put the feed in the place of all rows of the earlier materializations."""
+        """Put the new rows in the place of all rows of the earlier materializations."""
         self._put_in_place(existing, earlier, None)
 
     def merge(
@@ -151,13 +128,13 @@ class Loader:
         earlier: Mapping[int, str | None],
         deletion: Deletion | None,
     ) -> None:
-        """Add the feed to the rows of the earlier materializations.
+        """Add the new rows to those of the earlier materializations.
 
         With a primary key, rows of the same key are updated where they differ. Before,
         the rows that `deletion` matches go, but for those whose key comes again.
 
         Raises:
-            BadValue: Two rows of the feed have the same key.
+            BadValue: Two new rows have the same key.
         """
         condition = (
             compose_condition(deletion, existing, "kept", first=2) if deletion is not None else None
@@ -167,41 +144,18 @@ class Loader:
         else:
             self._put_in_place(existing, earlier, condition or NO_ROW)
 
-    def copy(self, target: Identifier) -> None:
-        """Copy all of the feed, widening a column on the way where a stream asks for it."""
-        while not self.feed.exhausted:
-            self.copied += copy_in(
-                self.connection,
-                target,
-                self.feed.columns,
-                self.feed,
-                self.feed.targets | {MATERIALIZATION_ID: INTEGER},
-                binary=has_binary_form(self.feed.schema, self.feed.targets),
-                first_row=self.feed.row,
-                progress=self.progress,
-            )
-            if self.feed.misfit is not None:
-                self._widen(self.feed.misfit, target)
-        if self.copied.rows != self.feed.row:
-            self.log.warning(
-                "%s rows were sent to %s and %s arrived; a trigger of the table keeps some out.",
-                self.feed.row,
-                self.table,
-                self.copied.rows,
-            )
-
     def counts(self) -> dict[str | None, Counts]:
         """Return what was done to the rows of each partition."""
-        keys = [partition.key for partition in self.feed.partitions]
+        keys = [partition.key for partition in self.rows.partitions]
         if self.upserted is None:
             return {
-                key: Counts(inserted=self.feed.rows[key], deleted=self.deleted.get(key, 0))
+                key: Counts(inserted=self.rows.counts[key], deleted=self.deleted.get(key, 0))
                 for key in keys
             }
         counted = {}
-        for partition in self.feed.partitions:
+        for partition in self.rows.partitions:
             inserted, updated = self.upserted.get(partition.materialization_id, (0, 0))
-            unchanged = self.feed.rows[partition.key] - inserted - updated
+            unchanged = self.rows.counts[partition.key] - inserted - updated
             deleted = self.deleted.get(partition.key, 0)
             counted[partition.key] = Counts(inserted, updated, deleted, unchanged)
         return counted
@@ -216,7 +170,7 @@ class Loader:
             self._put_in_place_referenced(existing, earlier, condition)
         else:
             self.deleted = delete_earlier(self.connection, self.table, earlier, condition)
-            self.copy(self.table.identifier)
+            self.rows.fill(self.table.identifier)
 
     def _put_in_place_referenced(
         self,
@@ -229,7 +183,7 @@ class Loader:
         Rows whose referenced key stays are updated in place, so that a reference holds
         throughout and no ON DELETE action fires; only vanished keys are deleted.
         """
-        connection, table, names = self.connection, self.table, self.feed.schema.names
+        connection, table, names = self.connection, self.table, self.rows.names
         key = _referenced_key(existing)
         if not set(key) <= set(names):
             raise SchemaConflict(
@@ -240,12 +194,13 @@ class Loader:
         absent = [
             column.name
             for column in existing.columns
-            if column.name not in self.feed.columns and not column.filled_by_server
+            if column.name not in (*self.rows.names, MATERIALIZATION_ID)
+            and not column.filled_by_server
         ]
         clause, parameters = (
             (condition.clause, condition.parameters) if condition else (EVERY_ROW, ())
         )
-        numbers = [partition.materialization_id for partition in self.feed.partitions]
+        numbers = [partition.materialization_id for partition in self.rows.partitions]
         with translated(f"replacing rows of {table}", data=True):
             connection.execute(
                 compose_update_kept(table, staging, names, key, absent=absent, condition=clause),
@@ -264,8 +219,8 @@ class Loader:
             clause = sql.SQL("({}) AND {}").format(condition.clause, comes_again)
             gone = Condition(clause, condition.parameters)
             self.deleted = delete_earlier(connection, table, earlier, gone)
-        names = self.feed.schema.names
-        as_text = [name for name in names if self.feed.targets[name].name in NO_EQUALITY]
+        names = self.rows.names
+        as_text = [name for name in names if self.rows.targets[name].name in NO_EQUALITY]
         with translated(f"merging rows into {table}", data=True):
             counts = connection.execute(
                 compose_upsert(table, staging, names, key, as_text)
@@ -273,12 +228,12 @@ class Loader:
         self.upserted = {number: (inserted, updated) for number, inserted, updated in counts}
 
     def _stage(self) -> Identifier:
-        """Copy the feed into a temporary table that ends with the transaction."""
+        """Put the new rows into a temporary table that ends with the transaction."""
         staging = Identifier("pg_temp", STAGING)
-        statement = ddl.compose_staging(STAGING, self.table, self.feed.schema.names)
+        statement = ddl.compose_staging(STAGING, self.table, self.rows.names)
         with translated("creating a staging table (needs TEMP on the database)"):
             self.connection.execute(statement)
-        self.copy(staging)
+        self.rows.fill(staging)
         return staging
 
     def _refuse_repeated_keys(self, staging: Identifier, key: Sequence[str]) -> None:
@@ -299,25 +254,7 @@ class Loader:
         try:
             self.connection.execute(statement)
         except errors.UniqueViolation:
-            raise BadValue(f"Rows of the frame repeat values of the {key}.") from None
-
-    def _widen(self, misfit: Misfit, target: Identifier) -> None:
-        """Widen the column a batch of a stream does not fit, or raise why it does not."""
-        name = misfit.field.name
-        wanted = next(column for column in self.plan.wanted if column.name == name)
-        old = self.feed.targets[name]
-        new = None if wanted.declared else widened_type(old, misfit.field, [misfit.values])
-        if new is None or self.plan.options.schema_evolution == "strict":
-            raise misfit.error
-        alter.widen(self.connection, self.table, Widening(name, old, new), self.log)
-        if target != self.table.identifier:
-            with translated("widening the staging table"):
-                self.connection.execute(
-                    sql.SQL("ALTER TABLE {} ALTER COLUMN {} TYPE {}").format(
-                        target, Identifier(name), new.as_sql
-                    )
-                )
-        self.feed.retarget(name, new)
+            raise BadValue(f"Rows repeat values of the {key}.") from None
 
 
 def _referenced_key(existing: ExistingTable) -> tuple[str, ...]:

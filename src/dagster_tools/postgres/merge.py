@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from psycopg import sql
 from psycopg.sql import Composable, Composed, Identifier
 
+from dagster_tools.postgres.column_types import PgType
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "compose_delete",
     "compose_delete_and_count",
     "compose_insert_new",
+    "compose_insert_selected",
     "compose_repeated_keys",
     "compose_update_kept",
     "compose_upsert",
@@ -27,6 +29,33 @@ def compose_copy_in(target: Identifier, columns: Sequence[str], *, binary: bool)
     """Compose the COPY that takes the rows, in either of its two forms."""
     options = sql.SQL("FORMAT binary" if binary else "FORMAT text")
     return sql.SQL("COPY {} ({}) FROM STDIN ({})").format(target, _names(columns), options)
+
+
+def compose_insert_selected(
+    target: Identifier,
+    query: Composed,
+    columns: Sequence[str],
+    casts: Mapping[str, PgType],
+    materialization_id: int,
+) -> Composed:
+    """Compose the insert of a query's rows, each with the materialization's number.
+
+    Args:
+        casts: Columns whose declared type is another than the query's.
+    """
+    selected = [
+        sql.SQL("query.{}::{}").format(Identifier(name), casts[name].as_sql)
+        if name in casts
+        else Identifier("query", name)
+        for name in columns
+    ]
+    return sql.SQL("INSERT INTO {} ({})\nSELECT {}, {}\nFROM (\n{}\n) AS query").format(
+        target,
+        _names([*columns, MATERIALIZATION_ID]),
+        sql.SQL(", ").join(selected),
+        sql.Literal(materialization_id),
+        query,
+    )
 
 
 def compose_delete(table: Table, condition: Composable = EVERY_ROW) -> Composed:

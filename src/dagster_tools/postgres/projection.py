@@ -123,13 +123,14 @@ def compose_select(
     materialization_ids: Sequence[int] | None,
     order_by: Sequence[str],
     *,
-    tracked_only: bool = False,
+    since: int | None = None,
 ) -> Composed:
     """Compose the SELECT; an array brings its number of dimensions along.
 
     Args:
         materialization_ids: Whose rows; None for all rows.
-        tracked_only: Leave out rows that no materialization wrote.
+        since: Where all tracked rows are meant, the first materialization that wrote any:
+            rows from before it came out of another database.
     """
     items: list[Composable] = [_item(column) for column in columns]
     items += [
@@ -143,8 +144,8 @@ def compose_select(
         # A literal: the driver that runs this statement binds no parameters to a COPY.
         numbers = sql.Literal(list(materialization_ids))
         statement += sql.SQL("\nWHERE {} = ANY ({}::integer[])").format(identifier, numbers)
-    elif tracked_only:
-        statement += sql.SQL("\nWHERE {} IS NOT NULL").format(identifier)
+    elif since is not None:
+        statement += sql.SQL("\nWHERE {} >= {}").format(identifier, sql.Literal(since))
     if order_by:
         keys = sql.SQL(", ").join(map(Identifier, order_by))
         statement += sql.SQL("\nORDER BY {}").format(keys)

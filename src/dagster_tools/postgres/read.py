@@ -18,6 +18,7 @@ from dagster_tools.errors import (
     DagsterToolsError,
     DatabaseError,
     MaterializationNotFound,
+    listed,
 )
 from dagster_tools.postgres.catalog import Catalog, fetch_catalog
 from dagster_tools.postgres.columns import Column
@@ -53,6 +54,8 @@ class Request:
         partition_keys: Exactly the partitions asked for; None for an unpartitioned asset, or
             for all there are of a partitioned one.
         declared: The asset's declared columns: what an output that was always empty looks like.
+        raise_if_nothing: Whether no rows at all, as the first partition of an asset that depends
+            on itself finds, are an error rather than an empty frame.
     """
 
     asset_key: str
@@ -60,6 +63,7 @@ class Request:
     partition_keys: tuple[str, ...] | None
     options: InputOptions
     declared: Mapping[str, Column]
+    raise_if_nothing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +72,34 @@ class _Located:
 
     Args:
         stored: The partitions found, those asked for and no others.
-        existing: Their table, or None where every write was empty and made none.
+        catalog: Their table; without one where every write was empty and made none.
         shared: The table has rows of other assets or partitions.
         tracked: Rows are told apart by materialization; otherwise the whole table is meant.
+        nothing: No row is meant, whatever the table holds.
     """
 
     stored: tuple[Stored, ...]
     catalog: Catalog
-    shared: bool
-    tracked: bool
+    shared: bool = False
+    tracked: bool = False
+    nothing: bool = False
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to ask the server for."""
+        return self.nothing or self.catalog.existing is None
 
     def ids(self, stored: Sequence[Stored]) -> list[int] | None:
+        """Return whose rows are meant, None where no other rows need telling apart."""
         if not self.tracked or (not self.shared and len(stored) == len(self.stored)):
             return None
         return [number for item in stored for number in item.materialization_ids]
+
+    @property
+    def since(self) -> int | None:
+        """The first materialization of what is meant."""
+        first = [item.materialization_ids[0] for item in self.stored]
+        return min(first) if self.tracked and first else None
 
 
 def read_table(
@@ -103,27 +121,32 @@ def read_table(
         connection = opened.enter_context(_snapshot(settings))
         located = _locate(connection, tracking, request)
         columns = _columns(located, request)
-        if located.catalog.existing is None:
+        if located.empty:
             return pa.RecordBatchReader.from_batches(decoded_schema(columns), [])
         reader = opened.enter_context(_copy_out(connection))
         batches = _batches(reader, located, located.stored, columns, request)
         # The first batch is read here, so that errors of the query are this call's.
         first = [batch for batch in [next(batches, None)] if batch is not None]
-        kept = opened.pop_all()
-        return pa.RecordBatchReader.from_batches(
-            decoded_schema(columns), _closing(chain(first, batches), kept)
-        )
+        kept = _closing(chain(first, batches), opened.pop_all())
+        next(kept)
+        return pa.RecordBatchReader.from_batches(decoded_schema(columns), kept)
 
 
 def read_by_partition(
     settings: ConnectionSettings, tracking: Tracking, request: Request
 ) -> Iterator[tuple[str, pa.RecordBatchReader]]:
-    """Yield each partition's key and rows, all out of one snapshot; read each before the next."""
+    """Yield each partition's key and rows, all out of one snapshot; read each before the next.
+
+    Raises:
+        MaterializationNotFound, DatabaseError: As `read_table`.
+        ConfigurationError: As `read_table`, or the rows are not told apart by partition.
+    """
     with ExitStack() as opened:
         connection = opened.enter_context(_snapshot(settings))
         located = _locate(connection, tracking, request)
+        _check_partitioned(located, request)
         columns = _columns(located, request)
-        if located.catalog.existing is None:
+        if located.empty:
             schema = decoded_schema(columns)
             for item in located.stored:
                 yield str(item.partition_key), pa.RecordBatchReader.from_batches(schema, [])
@@ -154,17 +177,19 @@ def _locate(connection: Connection, tracking: Tracking, request: Request) -> _Lo
     if request.options.full_table:
         if catalog.existing is None and not stored:
             raise MaterializationNotFound(_never(request, catalog))
-        return _Located(tuple(stored), catalog, shared=False, tracked=False)
+        return _Located(tuple(stored), catalog)
     missing = set(request.partition_keys or ()) - {item.partition_key for item in stored}
     if missing and not request.options.allow_missing_partitions:
         raise MaterializationNotFound.for_partitions(request.asset_key, sorted(missing))
-    if not stored and request.partition_keys is None:
-        return _untracked(connection, tracking, request, catalog)
-    shared = catalog.existing is not None and tracking.has_other_owners(
+    if not stored:
+        return _unstored(connection, tracking, request, catalog)
+    if catalog.existing is None:
+        _check_never_filled(stored, request)
+        return _Located(tuple(stored), catalog)
+    shared = tracking.has_other_owners(
         connection, catalog.table, request.asset_key, [item.asset_id for item in stored]
     )
-    tracked = catalog.existing is None or catalog.existing.tracked
-    return _Located(tuple(stored), catalog, shared or not stored, tracked)
+    return _Located(tuple(stored), catalog, shared, catalog.existing.tracked)
 
 
 def _catalog_of(
@@ -173,28 +198,63 @@ def _catalog_of(
     """Return the catalog of the table that holds the rows, wherever the definition points now."""
     tables = {item.table for item in stored}
     if len(tables) > 1:
-        places = sorted(
-            f"{table} ({sum(item.table == table for item in stored)} partitions)"
-            for table in tables
+        places = (
+            f"{table} has {listed([item.partition_key for item in stored if item.table == table])}"
+            for table in sorted(tables, key=str)
         )
         raise ConfigurationError(
-            f"The partitions asked for lie in different tables: {', '.join(places)}. "
+            f"The partitions asked for lie in different tables: {'; '.join(places)}. "
             "Materialize those of the old table again, or load them one table at a time."
         )
     table = tables.pop()
     return catalog if table == catalog.table else fetch_catalog(connection, table, tracking.schema)
 
 
-def _untracked(
+def _unstored(
     connection: Connection, tracking: Tracking, request: Request, catalog: Catalog
 ) -> _Located:
-    """Locate a table that nothing here wrote, but dbt or a hand: it is loaded whole."""
+    """Locate what has no materialization: no row where partitions are asked for, else the table.
+
+    A table that nothing here wrote, but dbt or a hand, is loaded whole.
+    """
+    if request.partition_keys is not None:
+        if request.raise_if_nothing:
+            raise MaterializationNotFound(
+                f"No materialization found for asset {request.asset_key}: there is no partition "
+                "before the first, or none of those asked for was materialized."
+            )
+        return _Located((), catalog, nothing=True)
     owned = catalog.tracking_exists and tracking.has_other_owners(
         connection, catalog.table, request.asset_key
     )
     if catalog.existing is None or owned:
         raise MaterializationNotFound(_never(request, catalog))
-    return _Located((), catalog, shared=False, tracked=False)
+    return _Located((), catalog)
+
+
+def _check_never_filled(stored: Sequence[Stored], request: Request) -> None:
+    """Refuse to take a table that somebody dropped for one that was never needed."""
+    filled = [item for item in stored if item.filled]
+    if filled:
+        raise MaterializationNotFound(
+            f"{filled[0].table} is gone, and rows of asset {request.asset_key} with it. "
+            "Materialize the asset again."
+        )
+
+
+def _check_partitioned(located: _Located, request: Request) -> None:
+    if request.options.full_table:
+        raise ConfigurationError(
+            "A dict has the rows of each partition, and full_table asks for rows of no particular "
+            "one. Annotate the input as a frame, or set full_table: False on it."
+        )
+    if any(item.partition_key is None for item in located.stored) or not (
+        located.tracked or located.empty
+    ):
+        raise ConfigurationError(
+            f"A dict has the rows of each partition, and asset {request.asset_key} has none. "
+            "Annotate the input as a frame."
+        )
 
 
 def _never(request: Request, catalog: Catalog) -> str:
@@ -255,7 +315,7 @@ def _batches(
         columns,
         located.ids(stored),
         request.options.order_by,
-        tracked_only=located.tracked,
+        since=located.since,
     )
     with adbc_driver_manager.AdbcStatement(reading) as statement:
         with _adbc_translated(f"reading {table}"):
@@ -272,7 +332,9 @@ def _batches(
 
 
 def _closing(batches: Iterator[pa.RecordBatch], opened: ExitStack) -> Iterator[pa.RecordBatch]:
+    """Yield once to enter the block, so that even a stream nobody begins to read ends it."""
     with opened:
+        yield pa.record_batch({})
         yield from batches
 
 

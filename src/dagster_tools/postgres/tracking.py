@@ -14,7 +14,7 @@ from psycopg.sql import Identifier
 from dagster_tools.errors import ConfigurationError, DatabaseError
 from dagster_tools.postgres.connection import Connection, transaction, translated
 from dagster_tools.postgres.ddl import MATERIALIZATION_SETTING, compose_create_schema
-from dagster_tools.postgres.names import Table, check_schema_name, check_text
+from dagster_tools.postgres.names import MATERIALIZATION_ID, Table, check_schema_name, check_text
 
 __all__ = [
     "Counts",
@@ -81,12 +81,17 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Where one partition's rows are, and which materializations wrote them."""
+    """Where one partition's rows are, and which materializations wrote them.
+
+    Args:
+        filled: Whether the last of them had rows.
+    """
 
     asset_id: int
     partition_key: str | None
     table: Table
     materialization_ids: tuple[int, ...]
+    filled: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +241,39 @@ class Tracking:
             ).fetchall()
         return {row[0]: keys[row[1]] for row in rows}
 
+    def step_over_strays(
+        self, connection: Connection, table: Table, partitions: Sequence[Partition]
+    ) -> bool:
+        """Skip numbers that rows of the table bear already; tell whether there were any.
+
+        Rows restored without their tracking tables, or copied from another database, bear
+        numbers nobody knows here. Given out again, they would make those rows this asset's.
+        """
+        lowest = min(partition.materialization_id for partition in partitions)
+        with translated(f"looking for rows of {table} from another database"):
+            row = connection.execute(
+                sql.SQL(
+                    """
+                    SELECT pg_catalog.max({id})
+                    FROM {table} AS t
+                    WHERE {id} >= $1
+                      AND NOT EXISTS (SELECT FROM {known} AS m WHERE m.id = t.{id})
+                    """
+                ).format(
+                    id=Identifier(MATERIALIZATION_ID),
+                    table=table.identifier,
+                    known=self.materializations,
+                ),
+                [lowest],
+            ).fetchone()
+            highest = row[0] if row is not None else None
+            if highest is not None:
+                connection.execute(
+                    "SELECT pg_catalog.setval(pg_catalog.pg_get_serial_sequence($1, 'id'), $2)",
+                    [self.materializations.as_string(), highest],
+                )
+        return highest is not None
+
     def fetch_numbers(self, connection: Connection, lineage: Lineage) -> list[int]:
         """Return the materializations there are of these partitions, without locking them."""
         with translated(f"reading {self.schema}.materializations"):
@@ -312,18 +350,25 @@ class Tracking:
                 sql.SQL(
                     """
                     SELECT a.id, a.partition_key, a.schema, a."table",
-                           pg_catalog.array_agg(m.id ORDER BY m.id)
+                           pg_catalog.array_agg(m.id ORDER BY m.id),
+                           (pg_catalog.array_agg(
+                               m.rows_inserted + m.rows_updated + m.rows_unchanged > 0
+                               ORDER BY m.id DESC
+                           ))[1]
                     FROM {} AS a
                     JOIN {} AS m ON m.asset_id = a.id
                     WHERE a.asset_key = $1
                       AND ($2::text[] IS NULL OR a.partition_key = ANY ($2))
                     GROUP BY a.id
-                    ORDER BY a.partition_key
+                    ORDER BY a.partition_key COLLATE "C"
                     """
                 ).format(self.assets, self.materializations),
                 [asset_key, None if partition_keys is None else list(partition_keys)],
             ).fetchall()
-        stored = [Stored(row[0], row[1], Table(row[2], row[3]), tuple(row[4])) for row in rows]
+        stored = [
+            Stored(asset_id, key, Table(schema, name), tuple(ids), filled)
+            for asset_id, key, schema, name, ids, filled in rows
+        ]
         if partition_keys is not None or not stored:
             return stored
         newest = max(stored, key=lambda item: item.materialization_ids[-1])

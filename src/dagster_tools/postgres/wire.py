@@ -9,15 +9,17 @@ an unchecked same-width cast would store a wrong value without an error.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pat
 
+from dagster_tools import json_text
 from dagster_tools.errors import BadValue, SchemaConflict
 from dagster_tools.postgres.column_types import PgType, is_geometry, is_list, plain_type, wire_type
 
@@ -27,8 +29,8 @@ DAYS_4713_BC = -2_440_588
 LAST_DAY = 2_145_042_541
 """31 December 5874897, the last date PostgreSQL stores, in days since 1970."""
 MICROSECONDS_PER_DAY = 86_400_000_000
-EXACT_DOUBLE_DIGITS = 15
-"""Decimals of at most this many digits come back from a double as they went in."""
+NUMBER = r"^\s*([+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|(?i:nan|[+-]?inf(inity)?))\s*$"
+"""What `numeric` reads as a number, hexadecimal and underscores of PostgreSQL 16 aside."""
 
 _NUL = re.compile(rb"\0")
 
@@ -105,7 +107,9 @@ def _fit_boolean(array: pa.Array, place: _Place) -> pa.Array:
     if pat.is_boolean(array.type):
         return array
     if pat.is_integer(array.type):
-        _refuse(pc.greater(pc.cast(array, pa.uint64(), safe=False), 1), place, "is neither 0 nor 1")
+        zero, one = pa.scalar(0, array.type), pa.scalar(1, array.type)
+        outside = pc.or_(pc.less(array, zero), pc.greater(array, one))
+        _refuse(outside, place, "is neither 0 nor 1")
         return array.cast(pa.bool_())
     if _is_text(array.type):
         return _cast(array, pa.bool_(), place, "is not 'true' or 'false'")
@@ -118,12 +122,12 @@ def _fit_integer(array: pa.Array, place: _Place) -> pa.Array:
         return array
     reason = f"does not fit into {place.target}"
     if pat.is_decimal(array.type):
-        whole = _cast(array, pa.decimal128(38, 0), place, "is not a whole number")
+        whole = _cast(array, pa.decimal256(76, 0), place, "is not a whole number")
         return _cast(whole, wire, place, reason)
     if pat.is_boolean(array.type):
         return array.cast(pa.int8()).cast(wire)
     if pat.is_integer(array.type) or pat.is_floating(array.type) or _is_text(array.type):
-        return _cast(_to_float64(array), wire, place, reason)
+        return _cast(array, wire, place, reason)
     raise place.conflict(
         array.type, f"Convert it in the asset, or declare it other than {place.target}."
     )
@@ -134,8 +138,7 @@ def _fit_float(array: pa.Array, place: _Place) -> pa.Array:
     if array.type == wire:
         return array
     if pat.is_decimal(array.type):
-        limit = pa.decimal128(EXACT_DOUBLE_DIGITS, min(array.type.scale, EXACT_DOUBLE_DIGITS))
-        return _cast(array, limit, place, "has more digits than a double keeps").cast(wire)
+        return _fit_decimal_as_float(array, wire, place)
     if pat.is_floating(array.type):
         narrowed = array.cast(wire, safe=False)
         same = pc.or_(
@@ -146,11 +149,31 @@ def _fit_float(array: pa.Array, place: _Place) -> pa.Array:
         return narrowed
     if pat.is_boolean(array.type):
         raise place.conflict(array.type, "Convert it in the asset: frame[column].astype(float).")
-    if pat.is_integer(array.type) or _is_text(array.type):
+    if _is_text(array.type):
+        return _fit_text_as_float(array, wire, place)
+    if pat.is_integer(array.type):
         return _cast(array, wire, place, f"does not fit into {place.target}")
     raise place.conflict(
         array.type, f"Convert it in the asset, or declare it other than {place.target}."
     )
+
+
+def _fit_decimal_as_float(array: pa.Array, wire: pa.DataType, place: _Place) -> pa.Array:
+    # By way of text: its shortest digits that mean the float must be the decimal's own.
+    floats = array.cast(pa.large_string()).cast(wire)
+    reason = f"has more digits than {place.target} keeps"
+    returned = _cast(floats.cast(pa.large_string()), array.type, place, reason)
+    _refuse(pc.not_equal(returned, array), place, reason)
+    return floats
+
+
+def _fit_text_as_float(array: pa.Array, wire: pa.DataType, place: _Place) -> pa.Array:
+    floats = _cast(array, wire, place, f"is no number that fits into {place.target}")
+    # Arrow reads 1e400 as infinity and 1e-400 as zero.
+    written = pc.match_substring_regex(array, r"^[^eE]*[1-9]")
+    changed = pc.or_(pc.is_inf(floats), pc.equal(floats, pa.scalar(0, wire)))
+    _refuse(pc.and_(written, changed), place, f"is out of the range of {place.target}")
+    return floats
 
 
 def _fit_numeric(array: pa.Array, place: _Place) -> pa.Array:
@@ -161,12 +184,17 @@ def _fit_numeric(array: pa.Array, place: _Place) -> pa.Array:
         or _is_text(array.type)
     ):
         raise place.conflict(array.type, "Convert it in the asset, or declare another type.")
+    if _is_text(array.type):
+        written = pc.match_substring_regex(array, NUMBER)
+        _refuse(pc.invert(written), place, "is not a number")
     declared = place.target.precision_and_scale
     if declared is None:
         return _unlimited_numeric(array)
     precision, scale = declared
+    if pat.is_floating(array.type):
+        _refuse(pc.invert(pc.is_finite(array)), place, f"is no finite number, as {place.target} is")
     if scale < 0 or precision > 76 or scale > precision:
-        return array.cast(pa.large_string())
+        return _unusual_numeric(array, scale, place)
     reason = f"does not fit into {place.target} without rounding"
     exact = array.cast(pa.large_string()) if pat.is_floating(array.type) else array
     widest = pa.decimal128(38, scale) if precision <= 38 else pa.decimal256(76, scale)
@@ -182,6 +210,19 @@ def _unlimited_numeric(array: pa.Array) -> pa.Array:
     if pat.is_decimal(array.type) and array.type.precision <= 38:
         return array.cast(pa.decimal128(array.type.precision, array.type.scale))
     return array.cast(pa.large_string())
+
+
+def _unusual_numeric(array: pa.Array, scale: int, place: _Place) -> pa.Array:
+    """Refuse what the server would round, of a `numeric` that Arrow has no decimal for."""
+    texts = array.cast(pa.large_string())
+    for row, text in enumerate(texts.to_pylist()):
+        _sign, digits, exponent = Decimal(text or 0).as_tuple()
+        significant = len(bytes(digits).rstrip(b"\0"))
+        if isinstance(exponent, int) and significant:
+            last_place = exponent + len(digits) - significant
+            if last_place < -scale:
+                raise place.bad(row, f"does not fit into {place.target} without rounding")
+    return texts
 
 
 def _fit_text(array: pa.Array, place: _Place) -> pa.Array:
@@ -202,7 +243,7 @@ def _fit_json(array: pa.Array, place: _Place) -> pa.Array:
         _refuse_nul(array, place)
         return array.cast(pa.large_string())
     if pat.is_nested(array.type):
-        texts = [None if value is None else _json_text(value) for value in array.to_pylist()]
+        texts = [_json_text(value, place, row) for row, value in enumerate(array)]
         return pa.array(texts, pa.large_string())
     raise place.conflict(array.type, "Return JSON text, dicts or lists.")
 
@@ -254,6 +295,10 @@ def _fit_time(array: pa.Array, place: _Place) -> pa.Array:
     if pat.is_time(array.type):
         return _rounded_by_type(_cast(array, pa.time64("us"), place, "has nanoseconds"), place)
     if _is_text(array.type):
+        digits = int(place.target.modifiers[0]) if place.target.modifiers else 6
+        pattern = rf"^\d{{2}}:\d{{2}}(:\d{{2}}(\.\d{{0,{digits}}}0*)?)?$"
+        reason = f"is not a time written HH:MM:SS, with at most {digits} digits after the point"
+        _refuse(pc.invert(pc.match_substring_regex(array, pattern)), place, reason)
         return array.cast(pa.large_string())
     raise place.conflict(array.type, "Convert it in the asset: frame[column].dt.time.")
 
@@ -263,7 +308,7 @@ def _fit_timestamp(array: pa.Array, place: _Place) -> pa.Array:
     if pat.is_timestamp(array.type):
         if (array.type.tz is not None) != aware_target:
             raise place.conflict(array.type, _zone_remedy(aware_target))
-        stamps = _cast(array, pa.timestamp("us", array.type.tz), place, "has nanoseconds")
+        stamps = _cast(array, pa.timestamp("us", array.type.tz), place, _lost(array.type, place))
     elif _is_text(array.type):
         offset = "with" if aware_target else "without"
         stamps = _cast(
@@ -283,7 +328,7 @@ def _fit_timestamp(array: pa.Array, place: _Place) -> pa.Array:
 
 def _fit_interval(array: pa.Array, place: _Place) -> pa.Array:
     if pat.is_duration(array.type):
-        return _cast(array, pa.duration("us"), place, "has nanoseconds")
+        return _cast(array, pa.duration("us"), place, _lost(array.type, place))
     if _is_text(array.type):
         return array.cast(pa.large_string())
     if pat.is_interval(array.type):
@@ -354,14 +399,17 @@ _FITTING: dict[str, Callable[[pa.Array, _Place], pa.Array]] = {
 
 
 def _plain(array: pa.Array) -> pa.Array:
-    """Decode dictionaries and run ends, unwrap extension types, straighten views."""
+    """Decode dictionaries and run ends, unwrap extension types, straighten views.
+
+    Half floats become floats, which hold them exactly and have all of Arrow's functions.
+    """
     if isinstance(array.type, pa.BaseExtensionType):
         array = array.storage
     if pat.is_dictionary(array.type):
         array = array.dictionary_decode()
     if pat.is_run_end_encoded(array.type):
         array = pc.run_end_decode(array)
-    plain = plain_type(array.type)
+    plain = pa.float32() if pat.is_float16(array.type) else plain_type(array.type)
     return array if array.type == plain else array.cast(plain)
 
 
@@ -428,8 +476,9 @@ def _rounded_by_type(times: pa.Array, place: _Place) -> pa.Array:
     return times
 
 
-def _to_float64(array: pa.Array) -> pa.Array:
-    return array.cast(pa.float64()) if pat.is_float16(array.type) else array
+def _lost(type_: pa.DataType, place: _Place) -> str:
+    """Say why a time of this unit does not become one of microseconds."""
+    return "has nanoseconds" if type_.unit == "ns" else f"is out of the range of {place.target}"
 
 
 def _decimal(precision: int, scale: int) -> pa.DataType:
@@ -455,8 +504,29 @@ def _interval_text(value: tuple[int, int, int], place: _Place, row: int) -> str:
     return f"{months} months {days} days {nanoseconds // 1000} microseconds"
 
 
-def _json_text(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+def _json_text(scalar: pa.Scalar, place: _Place, row: int) -> str | None:
+    if not scalar.is_valid:
+        return None
+    try:
+        return json_text.dumps(_json_value(scalar.as_py(), scalar.type))
+    except ValueError as error:
+        raise place.bad(row, str(error)) from None
+
+
+def _json_value(value: Any, type_: pa.DataType) -> object:
+    """Make a map an object; Arrow gives it as a list of pairs."""
+    if value is None:
+        return None
+    if pat.is_map(type_):
+        pairs = [(key, _json_value(item, type_.item_type)) for key, item in value]
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("has a key twice")
+        return dict(pairs)
+    if pat.is_struct(type_):
+        return {field.name: _json_value(value[field.name], field.type) for field in type_}
+    if is_list(type_):
+        return [_json_value(item, type_.value_type) for item in value]
+    return value
 
 
 def _with_jsonb_version(array: pa.Array) -> pa.Array:

@@ -19,7 +19,8 @@ from dagster_tools.postgres.copy import Progress
 from dagster_tools.postgres.deletion import Deletion, compose_condition
 from dagster_tools.postgres.evolution import Evolution, check_values, plan_evolution
 from dagster_tools.postgres.grants import check_roles, grant_select
-from dagster_tools.postgres.loader import Loader, Plan, delete_earlier
+from dagster_tools.postgres.incoming import CopiedRows, Plan
+from dagster_tools.postgres.loader import Loader, delete_earlier
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table, check_column_names
 from dagster_tools.postgres.options import OutputOptions
 from dagster_tools.postgres.rows import Feed, Source, open_source
@@ -250,10 +251,14 @@ def _write(
         raise _TableChangedError
     partitions = tracking.lock_partitions(connection, table, lineage)
     earlier = tracking.fetch_earlier(connection, partitions)
+    first_here = current is not None and not earlier
+    if first_here and tracking.step_over_strays(connection, table, partitions):
+        raise _TableChangedError
     if len(partitions) == 1:
         tracking.set_materialization(connection, partitions[0])
     feed = Feed(source, partitions, plan.evolution.targets)
-    loader = Loader(connection, table, plan, feed, log, progress)
+    rows = CopiedRows(connection, table, plan, feed, log, progress)
+    loader = Loader(connection, table, plan, rows)
     if current is None:
         loader.create(indexed=lineage.partitioned)
         current = fetch_catalog(connection, table, tracking.schema).existing
@@ -265,7 +270,7 @@ def _write(
     counts = loader.counts()
     tracking.record(connection, lineage, partitions, counts)
     grant_select(connection, table, plan.options.users)
-    return Written(catalog.database, table, current, counts, feed.row, loader.copied.bytes)
+    return Written(catalog.database, table, current, counts, feed.row, rows.copied.bytes)
 
 
 def _write_nothing(

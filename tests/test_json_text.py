@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dagster_tools.frames import json_text
+from dagster_tools import json_text
 
 
 @pytest.mark.parametrize(
