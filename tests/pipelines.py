@@ -95,7 +95,9 @@ def store(
     Args:
         metadata: Of the asset's definition.
     """
-    context = dg.build_output_context(asset_key=dg.AssetKey(key), definition_metadata=metadata)
+    context = dg.build_output_context(
+        asset_key=dg.AssetKey(key), definition_metadata=metadata, instance=shared_instance()
+    )
     manager.handle_output(context, obj)
     return dict(context.get_logged_metadata())
 
@@ -122,8 +124,11 @@ def load(
             dagster_type=dagster_type,
             definition_metadata=metadata,
             upstream_output=dg.build_output_context(
-                asset_key=asset_key, definition_metadata=dict(upstream or {})
+                asset_key=asset_key,
+                definition_metadata=dict(upstream or {}),
+                instance=shared_instance(),
             ),
+            instance=shared_instance(),
         )
     )
 

@@ -36,7 +36,7 @@ from dagster_tools.postgres.options import (
 )
 from dagster_tools.postgres.read import Request, read_by_partition, read_table
 from dagster_tools.postgres.tracking import Lineage, Tracking
-from dagster_tools.postgres.write import Merge, Written, write_table
+from dagster_tools.postgres.write import Merge, Output, Written, write_table
 from dagster_tools.sql import And, Delete, Eq, IncrementalDataFrame
 
 if TYPE_CHECKING:
@@ -203,14 +203,11 @@ class PostgresIOManager(dg.ConfigurableIOManager):
             data, by_partition = _rows(context, output, frame, hints)
             written = write_table(
                 connection,
-                output.table,
+                Output(
+                    output.table, output.options, output.lineage, tracking, context.log, merge
+                ),
                 data,
-                options=output.options,
-                lineage=output.lineage,
-                tracking=tracking,
-                log=context.log,
                 by_partition=by_partition,
-                merge=merge,
                 progress=_Progress(context.log, f"to {output.table}"),
             )
             warn_of_leftovers(connection, tracking, output.lineage, context.log)

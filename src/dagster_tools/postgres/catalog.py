@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from dagster_tools.errors import ConfigurationError
+from psycopg import sql
+from psycopg.sql import Composed
+
+from dagster_tools.errors import ConfigurationError, DatabaseError
 from dagster_tools.postgres.column_types import PgType, parse_type
 from dagster_tools.postgres.columns import (
     Column,
@@ -19,7 +22,7 @@ from dagster_tools.postgres.columns import (
 from dagster_tools.postgres.connection import Connection, translated
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table
 
-__all__ = ["Catalog", "fetch_catalog", "fetch_dependents", "fetch_storage"]
+__all__ = ["Catalog", "describe_query", "fetch_catalog", "fetch_dependents", "fetch_storage"]
 
 _QUERY = resources.files(__package__).joinpath("catalog.sql").read_text(encoding="utf-8")
 _KINDS = {
@@ -118,6 +121,40 @@ def fetch_storage(connection: Connection, columns: Iterable[Column]) -> dict[str
             continue
         storage[name] = _fetch_storage(connection, name, type_)
     return storage
+
+
+def describe_query(connection: Connection, query: Composed) -> dict[str, PgType]:
+    """Return the columns a query returns, without running it: no row, no side effect.
+
+    A `materialization_id` that `SELECT *` brings along is left out.
+    """
+    described = sql.SQL("SELECT *\nFROM (\n{}\n) AS query\nLIMIT 0").format(query)
+    with translated("reading the query's columns"):
+        result = connection.execute(described).pgresult
+    if result is None:
+        raise DatabaseError("The server did not describe the query.", step="reading its columns")
+    names = [(result.fname(i) or b"").decode() for i in range(result.nfields)]
+    repeated = sorted({name for name in names if names.count(name) > 1} - {MATERIALIZATION_ID})
+    if repeated:
+        raise ConfigurationError(
+            f"The query returns columns {repeated} more than once. Name each with AS."
+        )
+    with translated("reading the query's types"):
+        types = connection.execute(
+            """
+            SELECT pg_catalog.format_type(type, typmod)
+            FROM ROWS FROM (
+                pg_catalog.unnest($1::oid[]), pg_catalog.unnest($2::integer[])
+            ) AS described (type, typmod)
+            """,
+            [
+                [result.ftype(i) for i in range(result.nfields)],
+                [result.fmod(i) for i in range(result.nfields)],
+            ],
+        ).fetchall()
+    columns = {name: _lenient(row[0]) for name, row in zip(names, types, strict=True)}
+    columns.pop(MATERIALIZATION_ID, None)
+    return columns
 
 
 def fetch_dependents(connection: Connection, table: Table, column: str) -> list[str]:

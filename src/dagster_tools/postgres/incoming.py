@@ -59,6 +59,10 @@ class Rows(Protocol):
     def counts(self) -> Mapping[str | None, int]:
         """How many there are of each partition, once they were moved."""
 
+    @property
+    def bytes(self) -> int:
+        """What travelled from here to the server."""
+
     def fill(self, target: Identifier) -> None:
         """Move all of them into a table that has these columns, each with its number."""
 
@@ -94,6 +98,11 @@ class CopiedRows:
     def counts(self) -> Mapping[str | None, int]:
         """See `Rows`."""
         return self.feed.rows
+
+    @property
+    def bytes(self) -> int:
+        """See `Rows`."""
+        return self.copied.bytes
 
     def fill(self, target: Identifier) -> None:
         """Copy all of the feed, widening a column on the way where a stream asks for it."""
@@ -148,6 +157,7 @@ class SelectedRows:
     casts: Mapping[str, PgType]
     partition: Numbered
     count: int = 0
+    bytes: int = 0
 
     @property
     def partitions(self) -> Sequence[Numbered]:

@@ -134,7 +134,7 @@ def compose_select(
     """
     items: list[Composable] = [_item(column) for column in columns]
     items += [
-        sql.SQL("pg_catalog.array_ndims({})").format(Identifier(column.name))
+        sql.SQL("pg_catalog.array_ndims({})").format(_item(column))
         for column in columns
         if column.storage.array
     ]

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
 from psycopg import sql
-from psycopg.sql import Identifier
+from psycopg.sql import Composed, Identifier
 
-from dagster_tools.errors import DatabaseError, SchemaConflict
+from dagster_tools.errors import ConfigurationError, DatabaseError, SchemaConflict
 from dagster_tools.postgres import alter
-from dagster_tools.postgres.catalog import Catalog, fetch_catalog, fetch_storage
-from dagster_tools.postgres.columns import ExistingTable, wanted_columns
+from dagster_tools.postgres.catalog import Catalog, describe_query, fetch_catalog, fetch_storage
+from dagster_tools.postgres.column_types import PgType
+from dagster_tools.postgres.columns import Column, ExistingTable, wanted_columns
 from dagster_tools.postgres.connection import Connection, transaction, translated
 from dagster_tools.postgres.copy import Progress
 from dagster_tools.postgres.deletion import Deletion, compose_condition
 from dagster_tools.postgres.evolution import Evolution, check_values, plan_evolution
 from dagster_tools.postgres.grants import check_roles, grant_select
-from dagster_tools.postgres.incoming import CopiedRows, Plan
+from dagster_tools.postgres.incoming import CopiedRows, Plan, Rows, SelectedRows
 from dagster_tools.postgres.loader import Loader, delete_earlier
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table, check_column_names
 from dagster_tools.postgres.options import OutputOptions
@@ -27,12 +28,13 @@ from dagster_tools.postgres.rows import Feed, Source, open_source
 from dagster_tools.postgres.tracking import (
     Counts,
     Lineage,
+    Partition,
     Tracking,
     create_schema,
     lock_table,
 )
 
-__all__ = ["Merge", "Written", "write_table"]
+__all__ = ["Merge", "Output", "Written", "write_query", "write_table"]
 
 ATTEMPTS = 10
 """How often a write plans again because the table changed under it."""
@@ -48,6 +50,22 @@ class Merge:
     """
 
     deletion: Deletion | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One output to be written: where, how, and for whom.
+
+    Args:
+        merge: How the rows join the earlier ones; None where they replace them.
+    """
+
+    table: Table
+    options: OutputOptions
+    lineage: Lineage
+    tracking: Tracking
+    log: logging.Logger
+    merge: Merge | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +89,10 @@ class Written:
 
 def write_table(
     connection: Connection,
-    table: Table,
+    output: Output,
     data: pa.Table | pa.RecordBatchReader,
     *,
-    options: OutputOptions,
-    lineage: Lineage,
-    tracking: Tracking,
-    log: logging.Logger,
     by_partition: bool = False,
-    merge: Merge | None = None,
     progress: Progress = lambda _rows, _size: None,
 ) -> Written:
     """Write the rows of one asset, or of some of its partitions, all or nothing.
@@ -96,7 +109,6 @@ def write_table(
         data: A frame in memory, or a stream that is read once.
         by_partition: The last column of `data` is `materialization_id` and holds, for each
             row, the position of its partition in `lineage.partition_keys`.
-        merge: How the rows join the earlier ones; without it they replace them.
         progress: Told the rows and bytes of each part that was sent.
 
     Raises:
@@ -104,37 +116,91 @@ def write_table(
         DatabaseError: The server failed; nothing was written, unless the connection broke
             while COMMIT was under way. A re-run then writes the same rows again.
     """
-    tracking.check_target(table)
-    check_roles(connection, options.users)
-    source = open_source(data, options.chunk_size, by_partition=by_partition)
+    output.tracking.check_target(output.table)
+    check_roles(connection, output.options.users)
+    source = open_source(data, output.options.chunk_size, by_partition=by_partition)
     if source.empty:
-        return _write_nothing(connection, table, lineage, tracking, merge, options.users)
+        return _write_nothing(connection, output)
     check_column_names(source.schema.names)
+
+    def copied(plan: Plan, partitions: Sequence[Partition]) -> Rows:
+        feed = Feed(source, partitions, plan.evolution.targets)
+        return CopiedRows(connection, output.table, plan, feed, output.log, progress)
+
+    return _store(
+        connection, output, lambda catalog: _plan_frame(connection, catalog, source, output), copied
+    )
+
+
+def write_query(connection: Connection, output: Output, query: Composed) -> Written:
+    """Write what a SELECT returns; no row leaves the server. Guarantees are `write_table`'s.
+
+    Args:
+        query: One statement that returns rows, without parameters.
+
+    Raises:
+        ConfigurationError: The output covers several partitions.
+    """
+    output.tracking.check_target(output.table)
+    check_roles(connection, output.options.users)
+    if len(output.lineage.partition_keys) > 1:
+        raise ConfigurationError(
+            f"The run covers {len(output.lineage.partition_keys)} partitions, and a Query does "
+            "not say which row belongs to which. Run one partition at a time "
+            "(backfill_policy=BackfillPolicy.multi_run(1))."
+        )
+    columns = describe_query(connection, query)
+    check_column_names(list(columns))
+
+    def selected(plan: Plan, partitions: Sequence[Partition]) -> Rows:
+        casts = {
+            column.name: column.type
+            for column in plan.wanted
+            if column.name in columns and column.type != columns[column.name]
+        }
+        return SelectedRows(
+            connection, query, list(columns), plan.evolution.targets, casts, partitions[0]
+        )
+
+    return _store(
+        connection,
+        output,
+        lambda catalog: _plan_query(connection, catalog, columns, output),
+        selected,
+    )
+
+
+def _store(
+    connection: Connection,
+    output: Output,
+    plan_for: Callable[[Catalog], Plan],
+    rows_for: Callable[[Plan, Sequence[Partition]], Rows],
+) -> Written:
+    """Plan, prepare, write; again where somebody changed the table in between."""
     for _attempt in range(ATTEMPTS):
-        catalog = fetch_catalog(connection, table, tracking.schema)
+        catalog = fetch_catalog(connection, output.table, output.tracking.schema)
         catalog.check_writable()
-        plan = _plan(connection, catalog, source, options)
-        catalog, unfinished = _prepare(connection, catalog, plan, lineage, tracking, log, merge)
-        keys = unfinished.without_index
+        plan = plan_for(catalog)
+        catalog, unfinished = _prepare(connection, catalog, plan, output)
         try:
             with transaction(connection):
                 written = _write(
-                    connection, catalog, source, plan, lineage, tracking, log, merge, keys, progress
+                    connection, catalog, plan, output, rows_for, unfinished.without_index
                 )
         except _TableChangedError:
-            log.info("%s changed while the write was being planned; planning again.", table)
+            output.log.info("%s changed while it was being written; once more.", output.table)
             continue
         except BaseException:
-            alter.abandon(connection, table, unfinished)
+            alter.abandon(connection, output.table, unfinished)
             raise
         if unfinished == alter.Unfinished():
             return written
-        alter.finish(connection, table, unfinished, log)
-        existing = fetch_catalog(connection, table, tracking.schema).existing
+        alter.finish(connection, output.table, unfinished, output.log)
+        existing = fetch_catalog(connection, output.table, output.tracking.schema).existing
         return replace(written, existing=existing)
     raise DatabaseError(
-        f"{table} kept changing while this write was being planned, {ATTEMPTS} times in a row. "
-        "Another process alters it again and again; run the asset again when it is done.",
+        f"{output.table} kept changing while this write was being planned, {ATTEMPTS} times in a "
+        "row. Another process alters it again and again; run the asset again when it is done.",
         step="planning the write",
     )
 
@@ -146,7 +212,8 @@ class _TableChangedError(Exception):
 # --- what to do -----------------------------------------------------------------------------
 
 
-def _plan(connection: Connection, catalog: Catalog, source: Source, options: OutputOptions) -> Plan:
+def _plan_frame(connection: Connection, catalog: Catalog, source: Source, output: Output) -> Plan:
+    options = output.options
     wanted = wanted_columns(source.schema, options.columns, options.primary_key)
     existing = catalog.existing
     if existing is not None:
@@ -182,40 +249,58 @@ def _plan(connection: Connection, catalog: Catalog, source: Source, options: Out
     return Plan(options, wanted, Evolution(targets))
 
 
+def _plan_query(
+    connection: Connection, catalog: Catalog, columns: Mapping[str, PgType], output: Output
+) -> Plan:
+    """Decide by types alone: what a query returns counts like what an asset declares."""
+    options, existing = output.options, catalog.existing
+    returned = {name: Column(name, type_, declared=True) for name, type_ in columns.items()}
+    # Values play no part: a field without any stands for each column.
+    schema = pa.schema([pa.field(name, pa.null()) for name in columns])
+    wanted = wanted_columns(schema, returned | dict(options.columns), options.primary_key)
+    storage = fetch_storage(connection, wanted)
+    if existing is None:
+        return Plan(options, wanted, Evolution(storage))
+    evolution = plan_evolution(
+        existing,
+        wanted,
+        schema,
+        lambda _name: (),
+        storage=storage,
+        primary_key=options.primary_key,
+        mode=options.schema_evolution,
+        holds_no_value=lambda name: _holds_no_value(connection, catalog.table, name),
+    )
+    return Plan(options, wanted, evolution)
+
+
 def _prepare(
-    connection: Connection,
-    catalog: Catalog,
-    plan: Plan,
-    lineage: Lineage,
-    tracking: Tracking,
-    log: logging.Logger,
-    merge: Merge | None,
+    connection: Connection, catalog: Catalog, plan: Plan, output: Output
 ) -> tuple[Catalog, alter.Unfinished]:
     """Commit what others could otherwise wait for; return the catalog then, and what is left."""
-    table, existing = catalog.table, catalog.existing
+    table, existing, tracking = catalog.table, catalog.existing, output.tracking
     if not catalog.tracking_exists:
         tracking.create(connection)
     if not catalog.schema_exists:
         create_schema(connection, table.schema)
     if existing is None:
         return catalog, alter.Unfinished()
-    before = existing
-    if not existing.tracked or not existing.has_materialization_default:
+    adopted = not existing.tracked or not existing.has_materialization_default
+    if adopted:
         alter.track(connection, table)
-    if plan.evolution == Evolution(plan.evolution.targets):
-        unfinished = alter.Unfinished()
-    else:
-        leaving = tracking.fetch_numbers(connection, lineage) if merge is None else []
-        unfinished = alter.evolve(connection, table, plan.evolution, leaving, log)
+    evolves = plan.evolution != Evolution(plan.evolution.targets)
+    unfinished = alter.Unfinished()
+    if evolves:
+        leaving = [] if output.merge else tracking.fetch_numbers(connection, output.lineage)
+        unfinished = alter.evolve(connection, table, plan.evolution, leaving, output.log)
     if not existing.has_index([MATERIALIZATION_ID], unique=False) and (
-        lineage.partitioned or tracking.has_other_owners(connection, table, lineage.asset_key)
+        output.lineage.partitioned
+        or tracking.has_other_owners(connection, table, output.lineage.asset_key)
     ):
-        alter.index_materialization_id(connection, table, log)
-    changed = plan.evolution != Evolution(plan.evolution.targets) or not before.tracked
-    return (
-        fetch_catalog(connection, table, tracking.schema) if changed else catalog,
-        unfinished,
-    )
+        alter.index_materialization_id(connection, table, output.log)
+    if adopted or evolves:
+        catalog = fetch_catalog(connection, table, tracking.schema)
+    return catalog, unfinished
 
 
 def _holds_no_value(connection: Connection, table: Table, column: str) -> bool:
@@ -234,54 +319,43 @@ def _holds_no_value(connection: Connection, table: Table, column: str) -> bool:
 def _write(
     connection: Connection,
     catalog: Catalog,
-    source: Source,
     plan: Plan,
-    lineage: Lineage,
-    tracking: Tracking,
-    log: logging.Logger,
-    merge: Merge | None,
+    output: Output,
+    rows_for: Callable[[Plan, Sequence[Partition]], Rows],
     keys: Sequence[alter.Key],
-    progress: Progress,
 ) -> Written:
-    table, existing = catalog.table, catalog.existing
+    table, existing, tracking = catalog.table, catalog.existing, output.tracking
     with translated(f"locking {table}"):
         lock_table(connection, table, first_write=existing is None)
     current = fetch_catalog(connection, table, tracking.schema).existing
     if (current and current.columns) != (existing and existing.columns):
         raise _TableChangedError
-    partitions = tracking.lock_partitions(connection, table, lineage)
+    partitions = tracking.lock_partitions(connection, table, output.lineage)
     earlier = tracking.fetch_earlier(connection, partitions)
     first_here = current is not None and not earlier
     if first_here and tracking.step_over_strays(connection, table, partitions):
         raise _TableChangedError
     if len(partitions) == 1:
         tracking.set_materialization(connection, partitions[0])
-    feed = Feed(source, partitions, plan.evolution.targets)
-    rows = CopiedRows(connection, table, plan, feed, log, progress)
+    rows = rows_for(plan, partitions)
     loader = Loader(connection, table, plan, rows)
     if current is None:
-        loader.create(indexed=lineage.partitioned)
+        loader.create(indexed=output.lineage.partitioned)
         current = fetch_catalog(connection, table, tracking.schema).existing
-    elif merge is not None:
-        loader.merge(current, earlier, merge.deletion)
+    elif output.merge is not None:
+        loader.merge(current, earlier, output.merge.deletion)
     else:
         loader.replace(current, earlier)
     loader.index_keys(keys)
     counts = loader.counts()
-    tracking.record(connection, lineage, partitions, counts)
-    grant_select(connection, table, plan.options.users)
-    return Written(catalog.database, table, current, counts, feed.row, rows.copied.bytes)
+    tracking.record(connection, output.lineage, partitions, counts)
+    grant_select(connection, table, output.options.users)
+    return Written(catalog.database, table, current, counts, sum(rows.counts.values()), rows.bytes)
 
 
-def _write_nothing(
-    connection: Connection,
-    table: Table,
-    lineage: Lineage,
-    tracking: Tracking,
-    merge: Merge | None,
-    users: Sequence[str],
-) -> Written:
+def _write_nothing(connection: Connection, output: Output) -> Written:
     """Delete the rows that go and record the materialization; creates no table."""
+    table, lineage, tracking = output.table, output.lineage, output.tracking
     catalog = fetch_catalog(connection, table, tracking.schema)
     catalog.check_writable()
     if not catalog.tracking_exists:
@@ -294,11 +368,11 @@ def _write_nothing(
         deleted: Mapping[str | None, int] = {}
         if existing is not None and existing.tracked:
             earlier = tracking.fetch_earlier(connection, partitions)
-            deleted = _delete_without_rows(connection, existing, earlier, merge)
+            deleted = _delete_without_rows(connection, existing, earlier, output.merge)
         counts = {key: Counts(deleted=deleted.get(key, 0)) for key in lineage.partition_keys}
         tracking.record(connection, lineage, partitions, counts)
         if existing is not None:
-            grant_select(connection, table, users)
+            grant_select(connection, table, output.options.users)
     return Written(catalog.database, table, existing, counts)
 
 
