@@ -1,7 +1,7 @@
 """What tests of the IO manager share: frames of every library, short pipelines, and what they left.
 
 A claim about frames takes the fixture `frame` and so is made for pandas, Arrow tables and Arrow
-streams alike. `store` and `load` use the manager bare; `materialize` runs Dagster, in this process.
+streams alike. `store`, `load` and `materialize` run Dagster, in this process.
 """
 
 from __future__ import annotations
@@ -89,17 +89,22 @@ def store(
     *,
     key: str | Sequence[str] = "numbers",
     **metadata: Any,
-) -> dict[str, Any]:
-    """Hand an asset's output to the manager, outside a run; return the metadata it logs.
+) -> dict[str, dg.MetadataValue]:
+    """Materialize an asset that returns `obj`; return the metadata of the materialization.
 
     Args:
         metadata: Of the asset's definition.
     """
-    context = dg.build_output_context(
-        asset_key=dg.AssetKey(key), definition_metadata=metadata, instance=shared_instance()
+
+    # Outputs of a multi-asset may have any key, and metadata of any class without a warning.
+    @dg.multi_asset(
+        name="stored", outs={"result": dg.AssetOut(key=dg.AssetKey(key), metadata=metadata)}
     )
-    manager.handle_output(context, obj)
-    return dict(context.get_logged_metadata())
+    def stored() -> Any:
+        return dg.Output(obj, output_name="result")
+
+    (event,) = materialize(stored, manager).asset_materializations_for_node("stored")
+    return dict(event.metadata)
 
 
 def load(
@@ -110,27 +115,24 @@ def load(
     upstream: Mapping[str, Any] | None = None,
     **metadata: Any,
 ) -> Any:
-    """Load an asset outside a run, as an input of this annotation.
+    """Run an asset that takes another one, and return what it was given.
 
     Args:
-        upstream: Metadata of the asset's definition.
+        annotation: Of the input.
+        upstream: Metadata of the other asset's definition.
         metadata: Of the input.
     """
     asset_key = dg.AssetKey(key)
+    given: list[object] = []
     dagster_type: Any = dg.In(annotation).dagster_type
-    return manager.load_input(
-        dg.build_input_context(
-            asset_key=asset_key,
-            dagster_type=dagster_type,
-            definition_metadata=metadata,
-            upstream_output=dg.build_output_context(
-                asset_key=asset_key,
-                definition_metadata=dict(upstream or {}),
-                instance=shared_instance(),
-            ),
-            instance=shared_instance(),
-        )
-    )
+
+    @dg.asset(ins={"frame": dg.AssetIn(asset_key, metadata=metadata, dagster_type=dagster_type)})
+    def taking(frame: Any) -> None:
+        given.append(frame)
+
+    other = dg.AssetSpec(asset_key, metadata=upstream or {}).with_io_manager_key("io_manager")
+    materialize([other, taking], manager, selection=[taking])
+    return given[0]
 
 
 def materialize(

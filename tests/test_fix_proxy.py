@@ -146,7 +146,7 @@ def test_a_delay_holds_one_message_back(database, proxy: Proxy, table):
 
 def test_a_request_to_cancel_reaches_the_server(database, proxy: Proxy):
     with proxy.route(database).connect() as conn:
-        canceling = threading.Timer(0.2, conn.cancel)
+        canceling = threading.Timer(0.2, conn.cancel_safe)
         canceling.start()
 
         with pytest.raises(psycopg.errors.QueryCanceled):

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dagster_tools.embedded import Server
@@ -66,10 +66,10 @@ def serve(folder: Path, port: int) -> int:
 def dagster_dev(
     port: int, environment: dict[str, str], log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `dagster dev` on what workspace.yaml names; in the end, let it end its own processes."""
+    """Run `dagster dev` on what workspace.yaml names; end it, and all that it started."""
     command = [sys.executable, "-m", "dagster", "dev", "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as output:
-        # In a session of its own, so that Ctrl-C reaches it once: from here.
+        # In a group of its own, so that Ctrl-C reaches it once, from here, and nothing is left.
         process = subprocess.Popen(
             command,
             cwd=HERE,
@@ -82,8 +82,22 @@ def dagster_dev(
     try:
         yield process
     finally:
-        process.send_signal(signal.SIGINT)
-        process.wait()
+        end_group(process)
+
+
+def end_group(leader: subprocess.Popen[bytes]) -> None:
+    """Send what Ctrl-C in a terminal sends; after ten seconds, or another Ctrl-C, end the rest."""
+    with suppress(ProcessLookupError):  # nobody is left
+        os.killpg(leader.pid, signal.SIGINT)
+        try:
+            deadline = time.monotonic() + 10
+            while time.monotonic() < deadline:
+                leader.poll()  # so that it is not counted once it has ended
+                os.killpg(leader.pid, 0)
+                time.sleep(0.1)
+        finally:
+            os.killpg(leader.pid, signal.SIGKILL)
+    leader.wait()
 
 
 def wait_until_listening(process: subprocess.Popen[bytes], port: int) -> bool:

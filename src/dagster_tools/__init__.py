@@ -18,9 +18,10 @@ if TYPE_CHECKING:
         UnsupportedFrame,
     )
     from dagster_tools.postgres_io_manager import PostgresIOManager, PostgresResource
-    from dagster_tools.sql import And, Eq, IncrementalDataFrame, Or
+    from dagster_tools.sql import SQL, And, Eq, IncrementalDataFrame, Or, Query, Relation
 
 __all__ = [
+    "SQL",
     "And",
     "BadValue",
     "ConfigurationError",
@@ -33,6 +34,8 @@ __all__ = [
     "Or",
     "PostgresIOManager",
     "PostgresResource",
+    "Query",
+    "Relation",
     "SchemaConflict",
     "Server",
     "UnsupportedFrame",
@@ -45,6 +48,9 @@ _HOMES = {
     "Or": "sql",
     "PostgresIOManager": "postgres_io_manager",
     "PostgresResource": "postgres_io_manager",
+    "Query": "sql",
+    "Relation": "sql",
+    "SQL": "sql",
     "Server": "embedded",
 }
 

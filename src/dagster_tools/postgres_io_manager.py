@@ -22,7 +22,12 @@ from dagster_tools.partitioning import assign_partitions, join_partitions
 from dagster_tools.postgres.catalog import fetch_catalog, fetch_storage
 from dagster_tools.postgres.column_types import arrow_hint
 from dagster_tools.postgres.columns import ExistingTable
-from dagster_tools.postgres.connection import ConnectionSettings, connect, url_settings
+from dagster_tools.postgres.connection import (
+    Connection,
+    ConnectionSettings,
+    connect,
+    url_settings,
+)
 from dagster_tools.postgres.deletion import AllOf, AnyOf, Deletion, Keys
 from dagster_tools.postgres.leftovers import warn_of_leftovers
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table, check_column_names
@@ -34,10 +39,11 @@ from dagster_tools.postgres.options import (
     misspelled_keys,
     parse_boolean,
 )
-from dagster_tools.postgres.read import Request, read_by_partition, read_table
+from dagster_tools.postgres.read import Request, read_by_partition, read_relation, read_table
+from dagster_tools.postgres.run import run_sql
 from dagster_tools.postgres.tracking import Lineage, Tracking
 from dagster_tools.postgres.write import Merge, Output, Written, write_table
-from dagster_tools.sql import And, Delete, Eq, IncrementalDataFrame
+from dagster_tools.sql import SQL, And, Delete, Eq, IncrementalDataFrame, Query, Relation
 
 if TYPE_CHECKING:
     import psycopg
@@ -45,6 +51,8 @@ if TYPE_CHECKING:
 __all__ = ["PostgresIOManager", "PostgresResource"]
 
 DEFAULT_SCHEMA = "public"
+EPHEMERAL_RUN_ID = "__EPHEMERAL_RUN_ID"
+"""What build_output_context gives as the run (dagster, _core/execution/context/output.py)."""
 SECONDS_BETWEEN_PROGRESS = 10.0
 
 
@@ -193,25 +201,16 @@ class PostgresIOManager(dg.ConfigurableIOManager):
         started = time.monotonic()
         tracking = Tracking(_resolved(self.tracking_schema))
         frame, merge = _frame_and_merge(obj, output.options)
+        target = Output(output.table, output.options, output.lineage, tracking, context.log, merge)
         with closing(connect(_settings(self.connection))) as connection:
-            catalog = fetch_catalog(connection, output.table, tracking.schema)
-            declared = list(output.options.columns.values())
-            storage = fetch_storage(connection, declared)
-            if catalog.existing is not None:
-                storage |= {column.name: column.storage for column in catalog.existing.columns}
-            hints = {name: hint for name, type_ in storage.items() if (hint := arrow_hint(type_))}
-            data, by_partition = _rows(context, output, frame, hints)
-            written = write_table(
-                connection,
-                Output(
-                    output.table, output.options, output.lineage, tracking, context.log, merge
-                ),
-                data,
-                by_partition=by_partition,
-                progress=_Progress(context.log, f"to {output.table}"),
-            )
+            if isinstance(frame, (SQL, Query)):
+                # Outside a run all calls share one run id, and none is a retry of another.
+                retry = context.run_id != EPHEMERAL_RUN_ID
+                written = run_sql(connection, target, frame, environment="development", retry=retry)
+            else:
+                written = self._store(context, connection, target, frame)
             warn_of_leftovers(connection, tracking, output.lineage, context.log)
-        if written.rows == 0 and merge is None:
+        if written.rows == 0 and merge is None and not isinstance(frame, (SQL, Query)):
             context.log.warning(
                 "Empty DataFrame received for asset %s. The database table will not be created.",
                 output.name,
@@ -221,13 +220,34 @@ class PostgresIOManager(dg.ConfigurableIOManager):
             _output_metadata(written, seconds, output.lineage, merged=merge is not None)
         )
 
+    def _store(
+        self,
+        context: dg.OutputContext,
+        connection: Connection,
+        output: Output,
+        frame: object,
+    ) -> Written:
+        catalog = fetch_catalog(connection, output.table, output.tracking.schema)
+        storage = fetch_storage(connection, list(output.options.columns.values()))
+        if catalog.existing is not None:
+            storage |= {column.name: column.storage for column in catalog.existing.columns}
+        hints = {name: hint for name, type_ in storage.items() if (hint := arrow_hint(type_))}
+        data, by_partition = _rows(context, output, frame, hints)
+        return write_table(
+            connection,
+            output,
+            data,
+            by_partition=by_partition,
+            progress=_Progress(context.log, f"to {output.table}"),
+        )
+
     # --- in ---------------------------------------------------------------------------------
 
     def _read(self, context: dg.InputContext, asked: "_Asked") -> object:
         request, environment = _request(context, self, asked)
         settings = self._environment(environment, request.asset_key)
         try:
-            loaded = self._frames(settings, request, asked)
+            loaded = self._frames(settings, request, asked, environment or "development")
         except MaterializationNotFound:
             raise
         except DagsterToolsError as error:
@@ -236,10 +256,14 @@ class PostgresIOManager(dg.ConfigurableIOManager):
         _observe(context, loaded, environment or "development")
         return loaded
 
-    def _frames(self, settings: ConnectionSettings, request: Request, asked: "_Asked") -> object:
+    def _frames(
+        self, settings: ConnectionSettings, request: Request, asked: "_Asked", environment: str
+    ) -> object:
         """Read what is asked for, as the frame or the dict of frames it is asked for as."""
-        frame_class = asked.frame_class
         tracking = Tracking(_resolved(self.tracking_schema))
+        if asked.annotation is Relation:
+            return read_relation(settings, tracking, request, environment)
+        frame_class = asked.frame_class
         if not asked.by_partition:
             return frames.from_arrow(read_table(settings, tracking, request), frame_class)
         return {
@@ -350,8 +374,10 @@ def _frame_and_merge(obj: object, options: OutputOptions) -> tuple[object, Merge
 def _deletion(expression: Delete) -> Deletion:
     """Bring the values of a delete expression to Arrow, as those of a frame are."""
     if isinstance(expression, Eq):
-        columns = zip(*expression.rows, strict=True) if expression.rows else [()] * len(
-            expression.columns
+        columns = (
+            zip(*expression.rows, strict=True)
+            if expression.rows
+            else [()] * len(expression.columns)
         )
         arrays = [
             frames.values_to_arrow(list(values), column)
@@ -413,9 +439,13 @@ def _output_metadata(
         "dagster/table_name": f"{written.database}.{written.table.schema}.{written.table.name}",
         "dagster/storage_kind": "postgres",
         "seconds": round(seconds, 3),
-        "rows_per_second": round(written.rows / seconds) if seconds else 0,
-        "bytes": written.bytes,
     }
+    if written.existing is not None:
+        metadata["dagster/column_schema"] = _table_schema(written.existing)
+    if written.rows is None:
+        return metadata
+    metadata["rows_per_second"] = round(written.rows / seconds) if seconds else 0
+    metadata["bytes"] = written.bytes
     if merged:
         done = written.counts.values()
         metadata |= {
@@ -432,8 +462,6 @@ def _output_metadata(
         metadata["dagster/partition_row_count"] = written.rows
     else:
         metadata["dagster/row_count"] = written.rows
-    if written.existing is not None:
-        metadata["dagster/column_schema"] = _table_schema(written.existing)
     return metadata
 
 

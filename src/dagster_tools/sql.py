@@ -1,4 +1,7 @@
-"""What an asset may return besides a frame.
+"""What an asset may return besides a frame, and what it may ask for besides one.
+
+`SQL` runs statements in the server, `Query` makes a table of what a SELECT returns. Both
+take parameters and `Relation`s: inputs that stay where they are.
 
 An `IncrementalDataFrame` says which of the asset's earlier rows go before its own come in.
 The rows that go are named by a small expression: `Eq`, combined with `And` and `Or`, or
@@ -7,13 +10,85 @@ with `&` and `|`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TypeAlias
 
 from dagster_tools.errors import ConfigurationError
 
-__all__ = ["And", "Delete", "Eq", "IncrementalDataFrame", "Or"]
+__all__ = ["SQL", "And", "Delete", "Eq", "IncrementalDataFrame", "Or", "Query", "Relation"]
+
+
+@dataclass(frozen=True)
+class Relation:
+    """An input that is not loaded: a handle to put into `SQL` or `Query` as `{name}`.
+
+    An asset gets one for an input annotated `Relation`. In a statement it stands for the
+    rows the input would load: those of the upstream asset, of the partitions asked for.
+
+    Args:
+        materialization_ids: Whose rows; None for a table that nothing here wrote.
+        shared: The table has rows of other assets or partitions too.
+    """
+
+    schema: str
+    table: str
+    materialization_ids: tuple[int, ...] | None = None
+    shared: bool = False
+    environment: str = "development"
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class _Statement:
+    text: str
+    parameters: Mapping[str, object]
+
+    def __init__(self, text: str, /, **parameters: object) -> None:
+        if not str(text).strip():
+            raise ConfigurationError(f"{type(self).__name__} needs the text of a statement.")
+        object.__setattr__(self, "text", text)
+        object.__setattr__(self, "parameters", MappingProxyType(parameters))
+
+    def __repr__(self) -> str:
+        # Values may be personal, and a repr ends up in logs.
+        return f"{type(self).__name__}(..., {', '.join(self.parameters)})"
+
+    @property
+    def relations(self) -> dict[str, Relation]:
+        """The parameters that are inputs, by the name that stands in braces."""
+        return {k: v for k, v in self.parameters.items() if isinstance(v, Relation)}
+
+    @property
+    def values(self) -> dict[str, object]:
+        """The parameters that are values, by the name of their placeholder."""
+        return {k: v for k, v in self.parameters.items() if not isinstance(v, Relation)}
+
+
+class SQL(_Statement):
+    """Statements to run as they are, all or nothing.
+
+    Args:
+        text: One or more statements; `%(name)s` stands for a value, `{name}` for a `Relation`.
+            Without values a `%` is a `%`, and other braces are always left alone.
+        parameters: Values and relations by name.
+
+    Example:
+        >>> SQL("DELETE FROM reports.daily WHERE day = %(day)s", day="2024-01-01")
+        SQL(..., day)
+    """
+
+
+class Query(_Statement):
+    """A SELECT whose rows become the asset's table, without leaving the server.
+
+    It is materialized as a frame would be: with partitions, types, keys and tracking.
+    `text` and `parameters` are those of `SQL`.
+
+    Example:
+        >>> Query("SELECT carrier, count(*) AS flights FROM {raw} GROUP BY 1", raw=...)
+        Query(..., raw)
+    """
 
 
 class _Combinable:

@@ -22,9 +22,12 @@ from tests.postgres.tables import declared, existing_table, index
             Column("c", parse_type("numeric(12,2)"), not_null=True, unique=True, declared=True),
         ),
         ("uint", Column("c", PgType("integer"), nonnegative=True, declared=True)),
-        ((" UInt ", "not null"), Column("c", PgType("integer"), not_null=True, nonnegative=True, declared=True)),
+        (
+            (" UInt ", "not null"),
+            Column("c", PgType("integer"), not_null=True, nonnegative=True, declared=True),
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_declaration_is_a_type_and_modifiers(declaration, column):
     assert declared_column("c", declaration) == column
 

@@ -124,7 +124,7 @@ def test_what_is_no_size_is_refused(value):
     ],
 )
 def test_a_bad_value_is_refused_with_key_asset_and_legal_values(key, value, legal):
-    with pytest.raises(ConfigurationError, match="^asset a/b, metadata") as refused:
+    with pytest.raises(ConfigurationError, match=r"^asset a/b, metadata") as refused:
         written(**{key: value})
 
     assert repr(key) in str(refused.value)
@@ -148,7 +148,7 @@ def test_a_bad_value_is_refused_with_key_asset_and_legal_values(key, value, lega
     ],
 )
 def test_a_bad_value_of_an_input_is_refused_with_key_asset_and_legal_values(key, value, legal):
-    with pytest.raises(ConfigurationError, match="^asset a/b, metadata") as refused:
+    with pytest.raises(ConfigurationError, match=r"^asset a/b, metadata") as refused:
         read(**{key: value})
 
     assert repr(key) in str(refused.value)

@@ -41,8 +41,9 @@ from dagster_tools.postgres.projection import (
     project,
 )
 from dagster_tools.postgres.tracking import Stored, Tracking
+from dagster_tools.sql import Relation
 
-__all__ = ["Request", "read_by_partition", "read_table"]
+__all__ = ["Request", "read_by_partition", "read_relation", "read_table"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,31 @@ def read_by_partition(
             batches = _batches(reader, located, [item], columns, request)
             schema = decoded_schema(columns)
             yield str(item.partition_key), pa.RecordBatchReader.from_batches(schema, batches)
+
+
+def read_relation(
+    settings: ConnectionSettings, tracking: Tracking, request: Request, environment: str
+) -> Relation:
+    """Return a handle to the rows an input asks for, without reading any.
+
+    Raises:
+        MaterializationNotFound: Also where every write was empty and made no table.
+    """
+    with _snapshot(settings) as connection:
+        located = _locate(connection, tracking, request)
+    if located.catalog.existing is None:
+        raise MaterializationNotFound(
+            f"Asset {request.asset_key} was empty each time it was materialized and has no "
+            "table to refer to. Load it as a frame, or declare its columns."
+        )
+    ids = [number for item in located.stored for number in item.materialization_ids]
+    return Relation(
+        located.catalog.table.schema,
+        located.catalog.table.name,
+        tuple(ids) if located.tracked else None,
+        shared=located.shared,
+        environment=environment,
+    )
 
 
 @contextmanager

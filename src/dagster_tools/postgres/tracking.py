@@ -241,6 +241,17 @@ class Tracking:
             ).fetchall()
         return {row[0]: keys[row[1]] for row in rows}
 
+    def has_run(self, connection: Connection, partitions: Sequence[Partition], run_id: str) -> bool:
+        """Whether this run has materialized the partitions: a COMMIT whose reply was lost."""
+        with translated(f"reading {self.schema}.materializations"):
+            row = connection.execute(
+                sql.SQL(
+                    "SELECT EXISTS (SELECT FROM {} WHERE asset_id = ANY ($1) AND run_id = $2)"
+                ).format(self.materializations),
+                [[partition.asset_id for partition in partitions], run_id],
+            ).fetchone()
+        return row is not None and bool(row[0])
+
     def step_over_strays(
         self, connection: Connection, table: Table, partitions: Sequence[Partition]
     ) -> bool:

@@ -75,7 +75,7 @@ class Written:
     Args:
         existing: The table afterwards; None where there is none.
         counts: What was done to the rows of each partition.
-        rows: Rows the frame had.
+        rows: Rows the frame had, or the query; None where statements did who knows what.
         bytes: What COPY sent.
     """
 
@@ -83,7 +83,7 @@ class Written:
     table: Table
     existing: ExistingTable | None
     counts: Mapping[str | None, Counts]
-    rows: int = 0
+    rows: int | None = 0
     bytes: int = 0
 
 
