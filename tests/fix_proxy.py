@@ -82,7 +82,7 @@ class Proxy:
         self.host, self.port = self._listener.getsockname()
         self.reset()
 
-    def __enter__(self) -> Proxy:
+    def __enter__(self) -> Proxy:  # noqa: PYI034  # typing has no Self in Python 3.10
         self._accepting.start()
         return self
 

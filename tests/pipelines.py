@@ -100,7 +100,7 @@ def store(
     @dg.multi_asset(
         name="stored", outs={"result": dg.AssetOut(key=dg.AssetKey(key), metadata=metadata)}
     )
-    def stored() -> Any:
+    def stored():
         return dg.Output(obj, output_name="result")
 
     (event,) = materialize(stored, manager).asset_materializations_for_node("stored")

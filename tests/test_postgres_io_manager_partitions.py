@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
 import pandas as pd
-import psycopg
 import pyarrow as pa
 import pytest
 
 from dagster_tools.errors import BadValue, ConfigurationError
 from tests.fix_servers import Database
+from tests.partitioned import BACKFILL, backfill, load_partitions, rows_of, store_partitions
 from tests.pipelines import (
     Rows,
     fingerprint,
@@ -31,41 +31,10 @@ from tests.pipelines import (
 DAYS = dg.DailyPartitionsDefinition("2024-01-01", end_date="2024-01-08")
 COLORS = dg.StaticPartitionsDefinition(["blue", "green", "red"])
 COLORS_BY_DAY = dg.MultiPartitionsDefinition({"color": COLORS, "day": DAYS})
-BACKFILL = dg.BackfillPolicy.single_run()
 
 
 def days(first: int, last: int) -> list[str]:
     return [f"2024-01-{day:02}" for day in range(first, last + 1)]
-
-
-def backfill(asset: dg.AssetsDefinition, manager: object, first: str, last: str) -> Any:
-    """Materialize a range of partitions in one run."""
-    tags = {
-        "dagster/asset_partition_range_start": first,
-        "dagster/asset_partition_range_end": last,
-    }
-    return materialize(asset, manager, tags=tags)
-
-
-def rows_of(
-    database: Database, asset_key: str, *columns: str, table: str = "public.numbers"
-) -> dict[str, Rows]:
-    """Return the rows of each partition of an asset, as the tracking tables tell them."""
-    found: dict[str, Rows] = {}
-    for key, *values in query(
-        database,
-        f"""
-        SELECT a.partition_key, {", ".join(f"t.{column}" for column in columns)}
-        FROM {table} AS t
-        JOIN meta.materializations AS m ON m.id = t.materialization_id
-        JOIN meta.assets AS a ON a.id = m.asset_id
-        WHERE a.asset_key = %s
-        ORDER BY 1, 2
-        """,
-        asset_key,
-    ):
-        found.setdefault(key, []).append(tuple(values))
-    return found
 
 
 def metadata_of(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
@@ -142,7 +111,7 @@ def test_the_rows_of_one_run_count_as_those_of_its_partition(database, io_manage
 
 def test_an_empty_frame_empties_its_partition_alone(database, io_manager):
     @dg.asset(partitions_def=DAYS)
-    def numbers(context: dg.AssetExecutionContext):
+    def numbers(context):
         emptied = context.run.tags.get("emptied")
         return pd.DataFrame({"n": [] if emptied else [1]})
 
@@ -154,7 +123,7 @@ def test_an_empty_frame_empties_its_partition_alone(database, io_manager):
     assert logged(result, level="WARNING") == [
         "Empty DataFrame received for asset numbers. The database table will not be created."
     ]
-    assert len(load(io_manager, partitions=days(1, 1))) == 0
+    assert len(load_partitions(io_manager, days(1, 1))) == 0
 
 
 # --- a table of several assets and partitions -----------------------------------------------
@@ -172,7 +141,7 @@ def test_hundreds_of_partitions_and_several_assets_share_a_table(database, io_ma
             backfill_policy=BACKFILL,
             metadata={"table": "shared"},
         )
-        def partitioned(context: dg.AssetExecutionContext):
+        def partitioned(context):
             return {key: pd.DataFrame({"n": [value]}) for key in context.partition_keys}
 
         return partitioned
@@ -208,11 +177,11 @@ def test_a_table_gets_its_index_before_a_second_owner_moves_in(database, io_mana
 
 def test_an_unpartitioned_asset_in_a_run_of_a_partition_is_replaced_by_each(database, io_manager):
     @dg.asset(partitions_def=DAYS)
-    def daily(context: dg.AssetExecutionContext):
+    def daily(context):
         return pd.DataFrame({"day": [context.partition_key]})
 
     @dg.asset
-    def latest(context: dg.AssetExecutionContext):
+    def latest(context):
         return pd.DataFrame({"day": [context.run.tags["dagster/partition"]]})
 
     for key in days(1, 2):
@@ -226,11 +195,11 @@ def test_an_unpartitioned_asset_in_a_run_of_a_partition_is_replaced_by_each(data
 
 def test_op_outputs_of_a_partitioned_job_are_kept_and_read_by_partition(database, io_manager):
     @dg.op
-    def emit(context: dg.OpExecutionContext):
+    def emit(context):
         return pd.DataFrame({"day": [context.partition_key]})
 
     @dg.op
-    def check(context: dg.OpExecutionContext, emitted: pd.DataFrame) -> None:
+    def check(context, emitted: pd.DataFrame) -> None:
         assert list(emitted["day"]) == [context.partition_key]
 
     @dg.job(partitions_def=DAYS, resource_defs={"io_manager": io_manager})
@@ -255,7 +224,7 @@ def test_a_dict_of_frames_replaces_the_partitions_of_the_run_and_no_other(
     values = iter([[1], [2, 3]])
 
     @dg.asset(partitions_def=DAYS, backfill_policy=BACKFILL)
-    def numbers(context: dg.AssetExecutionContext):
+    def numbers(context):
         returned = next(values)
         return {
             key: frame({"n": returned, "key": [key] * len(returned)})
@@ -277,13 +246,13 @@ def test_a_dict_of_frames_replaces_the_partitions_of_the_run_and_no_other(
 
 
 def test_each_partition_of_a_run_has_a_materialization_that_counts_its_rows(database, io_manager):
-    store(
+    store_partitions(
         io_manager,
         {"a": pd.DataFrame({"n": [1]}), "b": pd.DataFrame({"n": [2]})},
-        partitions=["a", "b"],
+        ["a", "b"],
     )
-    store(
-        io_manager, {"a": pd.DataFrame({"n": [3, 4]}), "b": pd.DataFrame()}, partitions=["a", "b"]
+    store_partitions(
+        io_manager, {"a": pd.DataFrame({"n": [3, 4]}), "b": pd.DataFrame()}, ["a", "b"]
     )
 
     assert query(
@@ -393,7 +362,7 @@ def test_a_dict_without_exactly_the_partitions_of_the_run_is_refused(
     before = fingerprint(database)
 
     with pytest.raises(ConfigurationError, match=message):
-        store(io_manager, frames, partitions=days(1, 3))
+        store_partitions(io_manager, frames, days(1, 3))
 
     assert fingerprint(database) == before
 
@@ -457,7 +426,7 @@ def test_frames_of_a_dict_may_differ_in_columns_and_widths(database, io_manager)
         "d": pd.DataFrame(),
     }
 
-    store(io_manager, frames, partitions=list(frames))
+    store_partitions(io_manager, frames, list(frames))
 
     assert rows_of(database, "numbers", "n", "text", "extra") == {
         "a": [(1.0, "x", None), (2.0, None, None)],
@@ -469,12 +438,12 @@ def test_frames_of_a_dict_may_differ_in_columns_and_widths(database, io_manager)
 def test_a_run_whose_frames_are_all_empty_empties_its_partitions(database, io_manager):
     for n in ([1], []):
         frames = {key: pd.DataFrame({"n": pd.Series(n, dtype="int64")}) for key in days(1, 2)}
-        store(io_manager, frames, partitions=days(1, 2))
+        store_partitions(io_manager, frames, days(1, 2))
         if n:
-            store(io_manager, pd.DataFrame({"n": [3]}), partitions=days(3, 3))
+            store_partitions(io_manager, pd.DataFrame({"n": [3]}), days(3, 3))
 
     assert rows_of(database, "numbers", "n") == {"2024-01-03": [(3,)]}
-    assert list(load(io_manager, partitions=days(1, 3))["n"]) == [3]
+    assert list(load_partitions(io_manager, days(1, 3))["n"]) == [3]
 
 
 def test_a_stream_that_fails_in_one_partition_leaves_all_as_they_were(database, io_manager):
@@ -482,13 +451,13 @@ def test_a_stream_that_fails_in_one_partition_leaves_all_as_they_were(database, 
         yield pa.record_batch({"n": [20]})
         raise RuntimeError("the source went away")
 
-    store(io_manager, {key: pd.DataFrame({"n": [1]}) for key in days(1, 2)}, partitions=days(1, 2))
+    store_partitions(io_manager, {key: pd.DataFrame({"n": [1]}) for key in days(1, 2)}, days(1, 2))
     stream = pa.RecordBatchReader.from_batches(pa.schema({"n": pa.int64()}), failing())
     with pytest.raises(RuntimeError, match="the source went away"):
-        store(
+        store_partitions(
             io_manager,
             {"2024-01-01": pa.table({"n": [10]}), "2024-01-02": stream},
-            partitions=days(1, 2),
+            days(1, 2),
         )
 
     assert rows_of(database, "numbers", "n") == {"2024-01-01": [(1,)], "2024-01-02": [(1,)]}
@@ -511,8 +480,8 @@ def test_thousands_of_partitions_are_one_transaction_without_a_lock_or_temporary
         stream = pa.RecordBatchReader.from_batches(pa.schema({"n": pa.int64()}), last())
         return {key: pa.table({"n": [n, n]}) for key in keys[:-1]} | {keys[-1]: stream}
 
-    store(io_manager, dict.fromkeys(keys, pa.table({"n": [1]})), partitions=keys)
-    store(io_manager, frames(2), partitions=keys)
+    store_partitions(io_manager, dict.fromkeys(keys, pa.table({"n": [1]})), keys)
+    store_partitions(io_manager, frames(2), keys)
 
     [[(locks,)], [(temporary,)], old] = seen
     assert locks < 50
@@ -524,7 +493,7 @@ def test_thousands_of_partitions_are_one_transaction_without_a_lock_or_temporary
         database,
         "SELECT count(*), sum(rows_inserted), sum(rows_deleted) FROM meta.materializations",
     ) == [(2 * count, 3 * count, count)]
-    assert len(load(io_manager, partitions=keys)) == 2 * count
+    assert len(load_partitions(io_manager, keys)) == 2 * count
 
 
 # --- an asset that changes ------------------------------------------------------------------
@@ -543,9 +512,9 @@ def test_rows_from_before_an_asset_was_partitioned_stay_and_are_told_with_their_
     again = materialize(numbers, io_manager, partition_key="2024-01-02")
 
     assert rows(database) == [(1,), (2,), (3,), (3,)]
-    assert list(load(io_manager, partitions=days(1, 2))["n"]) == [3, 3]
+    assert list(load_partitions(io_manager, days(1, 2))["n"]) == [3, 3]
     assert list(load(io_manager)["n"]) == [3, 3]
-    assert sorted(load(io_manager, partitions=days(1, 1), full_table=True)["n"]) == [1, 2, 3, 3]
+    assert sorted(load_partitions(io_manager, days(1, 1), full_table=True)["n"]) == [1, 2, 3, 3]
     for result in (first, again):
         [warning] = logged(result, level="WARNING")
         assert warning.startswith("numbers left 2 rows in public.numbers when its partitions or")
@@ -559,7 +528,7 @@ def test_rows_from_before_an_asset_was_partitioned_stay_and_are_told_with_their_
 def test_rows_from_when_an_asset_was_partitioned_stay_and_are_told_with_their_removal(
     database, io_manager
 ):
-    store(io_manager, {key: pd.DataFrame({"n": [1]}) for key in days(1, 3)}, partitions=days(1, 3))
+    store_partitions(io_manager, {key: pd.DataFrame({"n": [1]}) for key in days(1, 3)}, days(1, 3))
 
     @dg.asset
     def numbers():
@@ -652,7 +621,7 @@ def test_the_command_removes_nothing_that_is_written_after_it_was_shown(database
 
 
 def test_a_partition_that_stayed_in_the_old_table_is_no_leftover(database, io_manager):
-    store(io_manager, {key: pd.DataFrame({"n": [1]}) for key in days(1, 2)}, partitions=days(1, 2))
+    store_partitions(io_manager, {key: pd.DataFrame({"n": [1]}) for key in days(1, 2)}, days(1, 2))
 
     @dg.asset(partitions_def=DAYS, metadata={"table": "moved"})
     def numbers():
@@ -663,23 +632,23 @@ def test_a_partition_that_stayed_in_the_old_table_is_no_leftover(database, io_ma
     [warning] = logged(result, level="WARNING")
     assert warning.startswith("numbers left 1 rows in public.numbers")
     run_command_of(warning, database)
-    assert list(load(io_manager, partitions=days(1, 1))["n"]) == [1]
-    assert list(load(io_manager, partitions=days(2, 2))["n"]) == [2]
+    assert list(load_partitions(io_manager, days(1, 1))["n"]) == [1]
+    assert list(load_partitions(io_manager, days(2, 2))["n"]) == [2]
 
 
 def test_partitions_that_lie_in_different_tables_are_an_error_that_names_them(database, io_manager):
-    store(io_manager, {key: pd.DataFrame({"n": [1]}) for key in days(1, 3)}, partitions=days(1, 3))
-    store(io_manager, pd.DataFrame({"n": [2]}), partitions=days(3, 3), table="moved")
+    store_partitions(io_manager, {key: pd.DataFrame({"n": [1]}) for key in days(1, 3)}, days(1, 3))
+    store_partitions(io_manager, pd.DataFrame({"n": [2]}), days(3, 3), table="moved")
 
     with pytest.raises(ConfigurationError) as refused:
-        load(io_manager, partitions=days(1, 3), upstream={"table": "moved"})
+        load_partitions(io_manager, days(1, 3), upstream={"table": "moved"})
 
     assert str(refused.value) == (
         "asset numbers: The partitions asked for lie in different tables: public.moved has "
         "['2024-01-03']; public.numbers has ['2024-01-01', '2024-01-02']. Materialize those of the "
         "old table again, or load them one table at a time."
     )
-    assert list(load(io_manager, partitions=days(1, 2))["n"]) == [1, 1]
+    assert list(load_partitions(io_manager, days(1, 2))["n"]) == [1, 1]
 
 
 def test_a_write_succeeds_even_if_nobody_can_count_what_was_left_behind(database, io_manager, role):

@@ -389,7 +389,7 @@ def _deletion(expression: Delete) -> Deletion:
 
 
 def _rows(
-    context: dg.OutputContext, output: "_Output", obj: object, hints: Mapping[str, pa.DataType]
+    context: dg.OutputContext, output: Output, obj: object, hints: Mapping[str, pa.DataType]
 ) -> tuple[pa.Table | pa.RecordBatchReader, bool]:
     """Return the output's rows as Arrow, and whether each is marked with its partition."""
     keys = [key for key in output.lineage.partition_keys if key is not None]

@@ -96,7 +96,8 @@ def compose_repeated_keys(staging: Identifier, key: Sequence[str]) -> Composed:
 
     It returns no row where every key is there once.
     """
-    columns = _names(key)
+    # Under names of ours, which the frame's cannot meet.
+    own = [Identifier(f"k{position}") for position in range(len(key))]
     return sql.SQL(
         """
         WITH numbered AS (
@@ -106,7 +107,7 @@ def compose_repeated_keys(staging: Identifier, key: Sequence[str]) -> Composed:
         repeated AS (
             SELECT pg_catalog.min(row) AS first, pg_catalog.max(row) AS last
             FROM numbered
-            GROUP BY {columns}
+            GROUP BY {own}
             HAVING pg_catalog.count(*) > 1
         )
         SELECT pg_catalog.count(*), pg_catalog.min(first), (
@@ -115,7 +116,14 @@ def compose_repeated_keys(staging: Identifier, key: Sequence[str]) -> Composed:
         FROM repeated
         HAVING pg_catalog.count(*) > 0
         """
-    ).format(columns=columns, staging=staging)
+    ).format(
+        columns=sql.SQL(", ").join(
+            sql.SQL("{} AS {}").format(Identifier(name), alias)
+            for name, alias in zip(key, own, strict=True)
+        ),
+        own=sql.SQL(", ").join(own),
+        staging=staging,
+    )
 
 
 def compose_upsert(

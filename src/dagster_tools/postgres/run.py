@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import psycopg
-from psycopg import sql as composing
-from psycopg.sql import Composed
 
 from dagster_tools.errors import ConfigurationError
 from dagster_tools.postgres.catalog import fetch_catalog
@@ -50,7 +48,7 @@ def run_sql(
                 f"A Query is one statement, not {len(statements)}. Use SQL for several."
             )
         if statements[0].returns_rows:
-            return write_query(connection, output, _composed(statements[0].text))
+            return write_query(connection, output, statements[0].as_sql)
     return _run(connection, output, statements, retry=retry)
 
 
@@ -74,7 +72,7 @@ def _run(
             tracking.set_materialization(connection, partitions[0])
             for number, statement in enumerate(statements, 1):
                 with translated(f"running statement {number} of {len(statements)}"):
-                    connection.execute(_composed(statement.text))
+                    connection.execute(statement.as_sql)
             tracking.record(connection, lineage, partitions, counts)
         existing = fetch_catalog(connection, table, tracking.schema).existing
         if existing is not None:
@@ -93,8 +91,3 @@ def _quoted(connection: Connection, text: str, values: Mapping[str, object]) -> 
     cursor: psycopg.ClientCursor[tuple[object, ...]] = psycopg.ClientCursor(connection)
     with translated("quoting parameters"):
         return cursor.mogrify(text, values)
-
-
-def _composed(text: str) -> Composed:
-    # The user's own statement, which an SQL output runs by design.
-    return Composed([composing.SQL(text)])

@@ -11,6 +11,9 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from psycopg import sql
+from psycopg.sql import Composed
+
 from dagster_tools.errors import ConfigurationError
 from dagster_tools.sql import SQL, Query, Relation
 
@@ -34,13 +37,18 @@ class Statement:
     kind: str
 
     @property
+    def as_sql(self) -> Composed:
+        """The statement as it runs: the user's own, which an SQL output runs by design."""
+        return Composed([sql.SQL(self.text)])
+
+    @property
     def returns_rows(self) -> bool:
         """Whether it is a SELECT, a VALUES or a TABLE, and makes nothing else."""
         return self.kind == SELECT
 
 
 def split_statements(
-    sql: SQL | Query, quote: Callable[[str, Mapping[str, object]], str]
+    output: SQL | Query, quote: Callable[[str, Mapping[str, object]], str]
 ) -> list[Statement]:
     """Return the statements of a text, with values and relations in their places.
 
@@ -51,13 +59,13 @@ def split_statements(
         ConfigurationError: A statement ends the transaction, or a view is made of rows that
             need a filter.
     """
-    text, names = sql.text, {}
-    for name in sql.relations:
+    text, names = output.text, {}
+    for name in output.relations:
         # A name that cannot occur by chance: a value may well contain the braces.
         names[name] = f"relation_{secrets.token_hex(8)}"
         text = text.replace("{" + name + "}", names[name])
-    if sql.values:
-        text = quote(text, sql.values)
+    if output.values:
+        text = quote(text, output.values)
     statements = _split(text)
     for number, statement in enumerate(statements, 1):
         if statement.kind == TRANSACTION:
@@ -66,7 +74,7 @@ def split_statements(
                 "together with their tracking; leave it out."
             )
     return [
-        Statement(_with_relations(statement, sql.relations, names, number), statement.kind)
+        Statement(_with_relations(statement, output.relations, names, number), statement.kind)
         for number, statement in enumerate(statements, 1)
     ]
 

@@ -1,0 +1,101 @@
+"""What tests of partitions share: outputs and inputs of several partitions, in real runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+
+from dagster_tools.postgres_io_manager import PostgresIOManager
+from tests.fix_servers import Database
+from tests.pipelines import Rows, materialize, query
+
+BACKFILL = dg.BackfillPolicy.single_run()
+
+
+def backfill(
+    asset: Any, manager: PostgresIOManager, first: str, last: str, **options: Any
+) -> dg.ExecuteInProcessResult:
+    """Materialize a range of partitions in one run; `options` are those of `dg.materialize`."""
+    tags = {
+        "dagster/asset_partition_range_start": first,
+        "dagster/asset_partition_range_end": last,
+    }
+    return materialize(asset, manager, tags=tags, **options)
+
+
+def store_partitions(
+    manager: PostgresIOManager,
+    obj: object,
+    keys: Sequence[str],
+    *,
+    key: str = "numbers",
+    **metadata: Any,
+) -> dg.ExecuteInProcessResult:
+    """Let an asset of these static partitions return the object, in one run over all of them.
+
+    Args:
+        metadata: Of the asset's definition.
+    """
+
+    @dg.asset(
+        name=key,
+        partitions_def=dg.StaticPartitionsDefinition(list(keys)),
+        backfill_policy=BACKFILL,
+        metadata=metadata,
+    )
+    def stored():
+        return dg.Output(obj)
+
+    return backfill(stored, manager, keys[0], keys[-1])
+
+
+def load_partitions(
+    manager: PostgresIOManager,
+    keys: Sequence[str],
+    annotation: Any = pd.DataFrame,
+    *,
+    key: str = "numbers",
+    upstream: dict[str, Any] | None = None,
+    **metadata: Any,
+) -> Any:
+    """Run an asset that takes these partitions of another one, and return what it was given.
+
+    Args:
+        upstream: Metadata of the other asset's definition.
+        metadata: Of the input.
+    """
+    given: list[object] = []
+    definition = dg.StaticPartitionsDefinition(list(keys))
+    dagster_type: Any = dg.In(annotation).dagster_type
+
+    @dg.asset(ins={"frame": dg.AssetIn(key, metadata=metadata, dagster_type=dagster_type)})
+    def taking(frame: Any) -> None:
+        given.append(frame)
+
+    other = dg.AssetSpec(key, metadata=upstream or {}, partitions_def=definition)
+    materialize([other.with_io_manager_key("io_manager"), taking], manager, selection=[taking])
+    return given[0]
+
+
+def rows_of(
+    database: Database, asset_key: str, *columns: str, table: str = "public.numbers"
+) -> dict[str | None, Rows]:
+    """Return the rows of each partition of an asset, as the tracking tables tell them."""
+    found: dict[str | None, Rows] = {}
+    for key, *values in query(
+        database,
+        f"""
+        SELECT a.partition_key, {", ".join(f"t.{column}" for column in columns)}
+        FROM {table} AS t
+        JOIN meta.materializations AS m ON m.id = t.materialization_id
+        JOIN meta.assets AS a ON a.id = m.asset_id
+        WHERE a.asset_key = %s
+        ORDER BY 1, 2
+        """,
+        asset_key,
+    ):
+        found.setdefault(key, []).append(tuple(values))
+    return found
