@@ -224,6 +224,8 @@ def _composed(text: ast.expr, scope: ast.AST, module: ast.Module) -> bool:
             return _composed_by_call(text, scope, module)
         case ast.Name():
             return _composed_before(text.id, scope, module)
+        case ast.Attribute(attr=attribute):
+            return attribute in RENDERED
         case _:
             return False
 

@@ -23,13 +23,17 @@ DEFAULT = (
             ddl.compose_create_table(
                 TABLE, [*declared(id=("uint", "not null", "unique"), at="timestamptz").values()]
             ),
-            'CREATE TABLE "s"."t" ( "id" integer NOT NULL CHECK ("id" >= 0), '
-            f'"at" timestamp with time zone, "materialization_id" integer DEFAULT {DEFAULT} )',
+            (
+                'CREATE TABLE "s"."t" ( "id" integer NOT NULL CHECK ("id" >= 0), '
+                f'"at" timestamp with time zone, "materialization_id" integer DEFAULT {DEFAULT} )'
+            ),
         ),
         (
             ddl.compose_staging("staging", TABLE, ["a", "b"]),
-            'CREATE TEMPORARY TABLE "pg_temp"."staging" ON COMMIT DROP AS '
-            'SELECT "a", "b", "materialization_id" FROM "s"."t" WITH NO DATA',
+            (
+                'CREATE TEMPORARY TABLE "pg_temp"."staging" ON COMMIT DROP AS '
+                'SELECT "a", "b", "materialization_id" FROM "s"."t" WITH NO DATA'
+            ),
         ),
         (
             ddl.compose_add_column(TABLE, Column("a", parse_type("numeric(12,2)"), not_null=True)),

@@ -29,17 +29,21 @@ STAGING = Identifier("pg_temp", "staging")
         ),
         (
             merge.compose_delete_and_count(TABLE),
-            'WITH deleted AS ( DELETE FROM "s"."t" AS kept '
-            'WHERE kept."materialization_id" = ANY ($1) AND true '
-            'RETURNING kept."materialization_id" ) '
-            'SELECT "materialization_id", pg_catalog.count(*) FROM deleted GROUP BY 1',
+            (
+                'WITH deleted AS ( DELETE FROM "s"."t" AS kept '
+                'WHERE kept."materialization_id" = ANY ($1) AND true '
+                'RETURNING kept."materialization_id" ) '
+                'SELECT "materialization_id", pg_catalog.count(*) FROM deleted GROUP BY 1'
+            ),
         ),
         (
             merge.compose_insert_new(TABLE, STAGING, ["k", "v"], ["k"]),
-            'INSERT INTO "s"."t" ("k", "v", "materialization_id") '
-            'SELECT "k", "v", "materialization_id" FROM "pg_temp"."staging" AS staging '
-            'WHERE NOT EXISTS ( SELECT FROM "s"."t" AS kept '
-            'WHERE "kept"."k" = staging."k" AND kept."materialization_id" = ANY ($1) )',
+            (
+                'INSERT INTO "s"."t" ("k", "v", "materialization_id") '
+                'SELECT "k", "v", "materialization_id" FROM "pg_temp"."staging" AS staging '
+                'WHERE NOT EXISTS ( SELECT FROM "s"."t" AS kept '
+                'WHERE "kept"."k" = staging."k" AND kept."materialization_id" = ANY ($1) )'
+            ),
         ),
     ],
 )

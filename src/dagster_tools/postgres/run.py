@@ -49,10 +49,10 @@ def run_sql(
             )
         if statements[0].returns_rows:
             return write_query(connection, output, statements[0].as_sql)
-    return _run(connection, output, statements, retry=retry)
+    return _run_statements(connection, output, statements, retry=retry)
 
 
-def _run(
+def _run_statements(
     connection: Connection, output: Output, statements: list[Statement], *, retry: bool
 ) -> Written:
     table, tracking, lineage = output.table, output.tracking, output.lineage
@@ -66,7 +66,7 @@ def _run(
             lock_table(connection, table, first_write=False)
         partitions = tracking.lock_partitions(connection, table, lineage)
         counts = {partition.key: Counts() for partition in partitions}
-        if retry and tracking.has_run(connection, partitions, lineage.run_id):
+        if retry and tracking.has_run_statements(connection, partitions, lineage.run_id):
             output.log.info("This run has run the statements already; they are not run again.")
         else:
             tracking.set_materialization(connection, partitions[0])
