@@ -52,6 +52,24 @@ def store_partitions(
     return backfill(stored, manager, keys[0], keys[-1])
 
 
+def store_bare(
+    manager: PostgresIOManager,
+    obj: object,
+    keys: Sequence[str],
+    *,
+    key: str = "numbers",
+    **metadata: Any,
+) -> None:
+    """Do the same without a run, where Dagster's own event for each partition takes too long."""
+    context = dg.build_output_context(
+        asset_key=key,
+        asset_partitions_def=dg.StaticPartitionsDefinition(list(keys)),
+        asset_partition_key_range=dg.PartitionKeyRange(keys[0], keys[-1]),
+        definition_metadata=metadata,
+    )
+    manager.handle_output(context, obj)
+
+
 def load_partitions(
     manager: PostgresIOManager,
     keys: Sequence[str],

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any, Protocol
 
 import dagster as dg
@@ -17,10 +18,13 @@ import pyarrow as pa
 import pytest
 from psycopg import sql
 
+from dagster_tools.embedded import Server
 from dagster_tools.postgres_io_manager import PostgresIOManager, PostgresResource
+from tests import fix_servers
 from tests.fix_servers import Database
 
 Rows = list[tuple[Any, ...]]
+_numbers = count(1)
 
 
 class FrameFactory(Protocol):
@@ -62,6 +66,18 @@ def frame(request: pytest.FixtureRequest) -> FrameFactory:
 def io_manager(database: Database) -> PostgresIOManager:
     """The IO manager on a fresh database."""
     return manager_for(database)
+
+
+@pytest.fixture(scope="module")
+def module_database(dev_server: Server) -> Iterator[Database]:
+    """One database for many small tests, each with a table of its own: `table_name`."""
+    yield from fix_servers._database(dev_server, fix_servers._TEMPLATE)
+
+
+@pytest.fixture
+def table_name() -> str:
+    """A table's name that no other test has."""
+    return f"table_{next(_numbers)}"
 
 
 def manager_for(database: Database, **options: Any) -> PostgresIOManager:

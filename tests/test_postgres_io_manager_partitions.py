@@ -14,7 +14,14 @@ import pytest
 
 from dagster_tools.errors import BadValue, ConfigurationError
 from tests.fix_servers import Database
-from tests.partitioned import BACKFILL, backfill, load_partitions, rows_of, store_partitions
+from tests.partitioned import (
+    BACKFILL,
+    backfill,
+    load_partitions,
+    rows_of,
+    store_bare,
+    store_partitions,
+)
 from tests.pipelines import (
     Rows,
     fingerprint,
@@ -130,38 +137,27 @@ def test_an_empty_frame_empties_its_partition_alone(database, io_manager):
 
 
 def test_hundreds_of_partitions_and_several_assets_share_a_table(database, io_manager):
-    hundreds = dg.DailyPartitionsDefinition("2023-01-01", end_date="2023-10-28")
-    keys = hundreds.get_partition_keys()
-    assert len(keys) == 300
+    keys = [f"{number:03}" for number in range(300)]
 
-    def asset(name: str, value: int) -> dg.AssetsDefinition:
-        @dg.asset(
-            name=name,
-            partitions_def=hundreds,
-            backfill_policy=BACKFILL,
-            metadata={"table": "shared"},
-        )
-        def partitioned(context):
-            return {key: pd.DataFrame({"n": [value]}) for key in context.partition_keys}
+    def store_each(asset: str, n: int, keys: list[str]) -> None:
+        frames = {key: pd.DataFrame({"n": [n]}) for key in keys}
+        store_bare(io_manager, frames, keys, key=asset, table="shared")
 
-        return partitioned
+    def store_whole() -> None:
+        store(io_manager, pd.DataFrame({"n": [0, 0]}), key="whole", table="shared")
 
-    @dg.asset(metadata={"table": "shared"})
-    def whole():
-        return pd.DataFrame({"n": [100, 100]})
-
-    one, two = asset("one", 1), asset("two", 2)
-    backfill(one, io_manager, keys[0], keys[-1])
-    materialize(whole, io_manager)
-    backfill(two, io_manager, keys[0], keys[-1])
-    materialize(whole, io_manager)
-    backfill(one, io_manager, keys[7], keys[7])
+    store_each("one", 1, keys)
+    store_whole()
+    store_each("two", 2, keys)
+    store_whole()
+    store_each("one", 3, keys[7:9])
 
     assert query(database, "SELECT n, count(*) FROM shared GROUP BY n ORDER BY n") == [
-        (1, 300), (2, 300), (100, 2),
+        (0, 2), (1, 298), (2, 300), (3, 2),
     ]  # fmt: skip
-    loaded = {key: list(load(io_manager, key=key)["n"]) for key in ("one", "two", "whole")}
-    assert loaded == {"one": [1] * 300, "two": [2] * 300, "whole": [100, 100]}
+    assert list(load(io_manager, key="whole")["n"]) == [0, 0]
+    assert sorted(load_partitions(io_manager, keys, key="one")["n"]) == [1] * 298 + [3] * 2
+    assert list(load_partitions(io_manager, keys[5:9], key="two")["n"]) == [2] * 4
 
 
 def test_a_table_gets_its_index_before_a_second_owner_moves_in(database, io_manager):
@@ -480,8 +476,8 @@ def test_thousands_of_partitions_are_one_transaction_without_a_lock_or_temporary
         stream = pa.RecordBatchReader.from_batches(pa.schema({"n": pa.int64()}), last())
         return {key: pa.table({"n": [n, n]}) for key in keys[:-1]} | {keys[-1]: stream}
 
-    store_partitions(io_manager, dict.fromkeys(keys, pa.table({"n": [1]})), keys)
-    store_partitions(io_manager, frames(2), keys)
+    store_bare(io_manager, dict.fromkeys(keys, pa.table({"n": [1]})), keys)
+    store_bare(io_manager, frames(2), keys)
 
     [[(locks,)], [(temporary,)], old] = seen
     assert locks < 50

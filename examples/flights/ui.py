@@ -1,7 +1,7 @@
 """Dagster's UI on the demo's assets, with a PostgreSQL that runs as long as the UI does.
 
 `make ui` runs it; Ctrl-C stops both. The tables and Dagster's history stay for the next time, in
-the folder it prints.
+the folder it prints, which may be given as an argument.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ concurrency:
 """
 
 
-def main() -> int:
+def main(folder: str | None = None) -> int:
     # What ends a terminal, or a container, ends this in the same good order as Ctrl-C.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
-        return serve(folder_to_keep(), free_port())
+        return serve(Path(folder).absolute() if folder else folder_to_keep(), free_port())
     except KeyboardInterrupt:
         print("\nStopped.")
         return 0
@@ -130,4 +130,4 @@ def folder_to_keep() -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))

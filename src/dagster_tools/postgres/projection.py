@@ -138,7 +138,9 @@ def compose_select(
         for column in columns
         if column.storage.array
     ]
-    statement = sql.SQL("SELECT {}\nFROM {}").format(sql.SQL(", ").join(items), table.identifier)
+    statement = sql.SQL("SELECT {}\nFROM {} AS stored").format(
+        sql.SQL(", ").join(items), table.identifier
+    )
     identifier = Identifier(MATERIALIZATION_ID)
     if materialization_ids is not None:
         # A literal: the driver that runs this statement binds no parameters to a COPY.
@@ -147,7 +149,8 @@ def compose_select(
     elif since is not None:
         statement += sql.SQL("\nWHERE {} >= {}").format(identifier, sql.Literal(since))
     if order_by:
-        keys = sql.SQL(", ").join(map(Identifier, order_by))
+        # Qualified: a bare name would mean the item above, and `inet` sorts unlike its text.
+        keys = sql.SQL(", ").join(Identifier("stored", name) for name in order_by)
         statement += sql.SQL("\nORDER BY {}").format(keys)
     return statement
 

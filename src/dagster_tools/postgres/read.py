@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -125,7 +125,10 @@ def read_table(
         if located.empty:
             return pa.RecordBatchReader.from_batches(decoded_schema(columns), [])
         reader = opened.enter_context(_copy_out(connection))
-        batches = _batches(reader, located, located.stored, columns, request)
+        # On its own in the stack: a chain does not close what it is made of.
+        batches = opened.enter_context(
+            closing(_batches(reader, located, located.stored, columns, request))
+        )
         # The first batch is read here, so that errors of the query are this call's.
         first = [batch for batch in [next(batches, None)] if batch is not None]
         kept = _closing(chain(first, batches), opened.pop_all())
@@ -154,9 +157,9 @@ def read_by_partition(
             return
         reader = opened.enter_context(_copy_out(connection))
         for item in located.stored:
-            batches = _batches(reader, located, [item], columns, request)
             schema = decoded_schema(columns)
-            yield str(item.partition_key), pa.RecordBatchReader.from_batches(schema, batches)
+            with closing(_batches(reader, located, [item], columns, request)) as batches:
+                yield str(item.partition_key), pa.RecordBatchReader.from_batches(schema, batches)
 
 
 def read_relation(
@@ -334,7 +337,7 @@ def _batches(
     stored: Sequence[Stored],
     columns: Sequence[Projected],
     request: Request,
-) -> Iterator[pa.RecordBatch]:
+) -> Generator[pa.RecordBatch]:
     table = located.catalog.table
     query = compose_select(
         table,

@@ -17,8 +17,15 @@ from dagster_tools.postgres.wire import fit
 
 __all__ = ["Feed", "Misfit", "Numbered", "Source", "open_source"]
 
-ROWS_AT_A_TIME = 65_536
-"""Rows encoded at a time: few enough that client and server work at once."""
+ROWS_AT_A_TIME = 8_192
+"""Rows encoded at a time: few enough that the server never waits for the next ones.
+
+What is on the way fits a socket's buffers only so long. A million rows of ten columns took 8 %
+longer with 65,536 at a time, and nothing less with a thread that encodes ahead (measured).
+"""
+
+BYTES_AT_A_TIME = 16_000_000
+"""Bounds the same for long rows, and with it the memory that encoding takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +80,7 @@ def open_source(
 
 def _rows_at_a_time(batch: pa.RecordBatch, chunk_size: int) -> int:
     bytes_per_row: int = max(1, batch.nbytes // max(1, batch.num_rows))
-    return max(1, min(ROWS_AT_A_TIME, chunk_size // bytes_per_row))
+    return max(1, min(ROWS_AT_A_TIME, min(chunk_size, BYTES_AT_A_TIME) // bytes_per_row))
 
 
 class Numbered(Protocol):

@@ -66,7 +66,7 @@ def _run_statements(
             lock_table(connection, table, first_write=False)
         partitions = tracking.lock_partitions(connection, table, lineage)
         counts = {partition.key: Counts() for partition in partitions}
-        if retry and tracking.has_run_statements(connection, partitions, lineage.run_id):
+        if retry and tracking.has_run(connection, partitions, lineage.run_id):
             output.log.info("This run has run the statements already; they are not run again.")
         else:
             tracking.set_materialization(connection, partitions[0])
