@@ -105,8 +105,14 @@ class Contender:
     seconds: list[float] = field(default_factory=list)
 
 
-def take_turns(contenders: Sequence[Contender], rounds: int, between: Callable[[], None]) -> None:
-    """Let all do it once, uncounted, then in each round once more, in turning order."""
+def take_turns(
+    contenders: Sequence[Contender], rounds: int, between: Callable[[], None] = lambda: None
+) -> None:
+    """Let all do it once, uncounted, then in each round once more, in turning order.
+
+    Args:
+        between: Run before each, so that none pays for what the one before left behind.
+    """
     for number in range(rounds + 1):
         for contender in contenders if number % 2 else reversed(contenders):
             limit = rounds if contender.rounds is None else contender.rounds

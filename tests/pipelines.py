@@ -75,6 +75,32 @@ def module_database(dev_server: Server) -> Iterator[Database]:
 
 
 @pytest.fixture
+def cleaned_database(
+    module_database: Database, _roles: list[tuple[Database, fix_servers.Role]]
+) -> Iterator[Database]:
+    """The module's database, with nothing in it; a module of many tests names it `database`.
+
+    Cleaning one takes a tenth of the time of making one. What a test leaves that is not
+    cleaned fails that test.
+    """
+    yield module_database
+    with module_database.connect() as connection:
+        for _database, role in _roles:
+            connection.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(role.name)))
+        connection.execute(_CLEAN)
+        connection.execute(
+            sql.SQL("ALTER DATABASE {} RESET ALL").format(sql.Identifier(module_database.dbname))
+        )
+        left = [
+            kind
+            for kind in ("schemas", "relations", "functions", "types")
+            for found in connection.execute(_FINGERPRINTS[kind])
+            if found[0] != "public"
+        ]
+    assert not left
+
+
+@pytest.fixture
 def table_name() -> str:
     """A table's name that no other test has."""
     return f"table_{next(_numbers)}"
@@ -246,6 +272,43 @@ def fingerprint(database: Database) -> dict[str, object]:
     return found
 
 
+_CLEAN = """
+    DO $$
+    DECLARE
+        statement text;
+    BEGIN
+        FOR statement IN
+            SELECT format('DROP SCHEMA %I CASCADE', n.nspname)
+            FROM pg_namespace AS n
+            WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast', 'public')
+              AND n.nspname !~ '^pg_(toast_)?temp'
+            UNION ALL
+            SELECT format('DROP %s IF EXISTS %s CASCADE', kind, name)
+            FROM (
+                SELECT CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW'
+                                    WHEN 'S' THEN 'SEQUENCE' WHEN 'c' THEN 'TYPE'
+                                    WHEN 'f' THEN 'FOREIGN TABLE' ELSE 'TABLE' END,
+                       oid::regclass::text, oid
+                FROM pg_class
+                WHERE relnamespace = 'public'::regnamespace AND relkind NOT IN ('i', 'I', 't')
+                UNION ALL
+                SELECT 'TYPE', oid::regtype::text, oid
+                FROM pg_type
+                WHERE typnamespace = 'public'::regnamespace AND typtype IN ('e', 'd', 'r')
+                UNION ALL
+                SELECT 'ROUTINE', oid::regprocedure::text, oid
+                FROM pg_proc
+                WHERE pronamespace = 'public'::regnamespace
+            ) AS ours (kind, name, oid)
+            WHERE NOT EXISTS (
+                SELECT FROM pg_depend AS d WHERE d.objid = ours.oid AND d.deptype IN ('e', 'i')
+            )
+        LOOP
+            EXECUTE statement;
+        END LOOP;
+    END
+    $$
+"""
 _OURS = """
     n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
     AND n.nspname NOT LIKE 'pg_temp%'

@@ -164,12 +164,13 @@ def ui(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
+        assert process.stdout
+        assert process.stderr
         try:
             said = ""
             while "Ctrl-C" not in said:
-                line = process.stdout.readline()
+                said += (line := process.stdout.readline())
                 assert line, f"{said}\n{process.stderr.read()}"
-                said += line
             (url,) = re.findall(r"http://\S+", said)
             (database_url,) = re.findall(r"postgresql://\S+", said)
             yield process, url, database_url

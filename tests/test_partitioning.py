@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from dagster_tools.errors import BadValue, ConfigurationError, SchemaConflict
-from dagster_tools.partitioning import assign_partitions, join_partitions
+from dagster_tools.partitioning import _Windows, assign_partitions, join_partitions
 
 DAYS = dg.DailyPartitionsDefinition("2024-01-01")
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -46,14 +46,9 @@ def told(values: Any, definition: dg.PartitionsDefinition, keys: Sequence[str]) 
 
 @pytest.mark.parametrize("make", [pa.table, stream], ids=["table", "stream"])
 def test_rows_of_a_dict_are_marked_with_the_position_of_their_partition(make):
-    frames = {"b": make({"v": [3]}), "a": make({"v": [1, 2]})}
+    marked = joined({"b": make({"v": [3]}), "a": make({"v": [1, 2]})})
 
-    marked = join_partitions(frames, ["a", "b"])
-
-    assert sorted(
-        marked.read_all().to_pylist() if make is stream else marked.to_pylist(),
-        key=lambda row: row["v"],
-    ) == [
+    assert sorted(marked.to_pylist(), key=lambda row: row["v"]) == [
         {"v": 1, "materialization_id": 0},
         {"v": 2, "materialization_id": 0},
         {"v": 3, "materialization_id": 1},
@@ -115,26 +110,29 @@ def test_a_column_that_one_frame_lacks_is_null_there():
     ]
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "common"),
-    [
-        (pa.array([1], pa.int32()), pa.array([2**40]), pa.int64()),
-        (pa.array([1]), pa.array([0.5]), pa.float64()),
-        (pa.array([0.5], pa.float32()), pa.array([0.25]), pa.float64()),
-        (pa.array([1]), pa.array([Decimal("0.50")]), pa.decimal128(22, 2)),
-        (pa.array([Decimal("12.5")]), pa.array([Decimal("0.125")]), pa.decimal128(5, 3)),
-        (pa.array([None]), pa.array(["x"]), pa.string()),
-        (pa.array(["x"]), pa.array(["y"], pa.large_string()), pa.large_string()),
-        (pa.array(["x"]), pa.array(["y"]).dictionary_encode(), pa.string()),
-        (pa.array([[1]]), pa.array([[0.5]]), pa.list_(pa.float64())),
-        (
-            pa.array([0], pa.timestamp("s", "UTC")),
-            pa.array([0], pa.timestamp("us", "Europe/Berlin")),
-            pa.timestamp("us", "UTC"),
-        ),
-    ],
-    ids=str,
-)  # fmt: skip
+COMMON_TYPES = {
+    "widths": (pa.array([1], pa.int32()), pa.array([2**40]), pa.int64()),
+    "whole and float": (pa.array([1]), pa.array([0.5]), pa.float64()),
+    "floats": (pa.array([0.5], pa.float32()), pa.array([0.25]), pa.float64()),
+    "whole and decimal": (pa.array([1]), pa.array([Decimal("0.50")]), pa.decimal128(22, 2)),
+    "decimals": (
+        pa.array([Decimal("12.5")]),
+        pa.array([Decimal("0.125")]),
+        pa.decimal128(5, 3),
+    ),
+    "nothing but null": (pa.array([None]), pa.array(["x"]), pa.string()),
+    "texts": (pa.array(["x"]), pa.array(["y"], pa.large_string()), pa.large_string()),
+    "dictionary": (pa.array(["x"]), pa.array(["y"]).dictionary_encode(), pa.string()),
+    "lists": (pa.array([[1]]), pa.array([[0.5]]), pa.list_(pa.float64())),
+    "time zones": (
+        pa.array([0], pa.timestamp("s", "UTC")),
+        pa.array([0], pa.timestamp("us", "Europe/Berlin")),
+        pa.timestamp("us", "UTC"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("one", "other", "common"), COMMON_TYPES.values(), ids=list(COMMON_TYPES))
 def test_columns_of_a_dict_get_a_type_that_changes_no_value(one, other, common):
     marked = joined({"a": pa.table({"v": one}), "b": pa.table({"v": other})})
 
@@ -155,19 +153,21 @@ def test_numbers_that_travel_as_text_stay_exact_beside_decimals():
     assert marked.schema.field("v").metadata == {b"postgresql:type": b"numeric"}
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        (pa.array([1]), pa.array(["x"])),
-        (pa.array([True]), pa.array([1])),
-        (pa.array([b"x"]), pa.array(["x"])),
-        (pa.array([0.5]), pa.array([Decimal("0.5")])),
-        (pa.array([dt.date(2024, 1, 1)]), pa.array([dt.datetime(2024, 1, 1)])),
-        (pa.array([0], pa.timestamp("us")), pa.array([0], pa.timestamp("us", "UTC"))),
-        (pa.array([[1]]), pa.array([1])),
-    ],
-    ids=str,
-)
+NO_COMMON_TYPE = {
+    "number and text": (pa.array([1]), pa.array(["x"])),
+    "boolean and number": (pa.array([True]), pa.array([1])),
+    "bytes and text": (pa.array([b"x"]), pa.array(["x"])),
+    "float and decimal": (pa.array([0.5]), pa.array([Decimal("0.5")])),
+    "date and time": (pa.array([dt.date(2024, 1, 1)]), pa.array([dt.datetime(2024, 1, 1)])),
+    "naive and aware": (
+        pa.array([0], pa.timestamp("us")),
+        pa.array([0], pa.timestamp("us", "UTC")),
+    ),
+    "list and element": (pa.array([[1]]), pa.array([1])),
+}
+
+
+@pytest.mark.parametrize(("one", "other"), NO_COMMON_TYPE.values(), ids=list(NO_COMMON_TYPE))
 def test_columns_of_a_dict_that_no_type_holds_unchanged_are_refused(one, other):
     frames = {"a": pa.table({"v": [None]}), "b": pa.table({"v": one}), "c": pa.table({"v": other})}
 
@@ -275,6 +275,22 @@ def test_moments_before_1970_lie_in_their_windows():
     assert told(moments, days, keys) == ["1890-06-01", "1890-06-01", "1969-12-31"]
 
 
+@pytest.mark.parametrize(
+    ("zone", "year"), [("UTC", 2024), ("Asia/Singapore", 1934)], ids=["UTC", "7:20 ahead of it"]
+)
+def test_windows_may_begin_at_any_minute(zone, year):
+    hours = dg.TimeWindowPartitionsDefinition(
+        start=f"{year}-06-01-00:20",
+        fmt="%Y-%m-%d-%H:%M",
+        cron_schedule="20 * * * *",
+        timezone=zone,
+    )
+    keys = [f"{year}-06-01-00:20", f"{year}-06-01-01:20"]
+    moments = [dt.datetime(year, 6, 1, 1, 19, 59), dt.datetime(year, 6, 1, 1, 20)]
+
+    assert told(moments, hours, keys) == keys
+
+
 def test_times_without_a_zone_are_meant_in_the_zone_of_the_partitions():
     keys = ["2024-06-01", "2024-06-02"]
     shown = [dt.datetime(2024, 6, 1, 23, 30), dt.datetime(2024, 6, 2, 0, 30)]
@@ -349,20 +365,19 @@ def test_partitions_of_a_run_are_told_apart_even_where_its_dimensions_have_gaps(
         assign_partitions(rows, {"day": "when", "color": "paint"}, COLORS_BY_DAY, keys)
 
 
-@pytest.mark.parametrize(
-    ("values", "definition", "row"),
-    [
-        (["red", "red", "pink"], COLORS, 2),
-        ([dt.date(2024, 1, 1), dt.date(2024, 1, 3)], DAYS, 1),
-        ([dt.date(2023, 12, 31)], DAYS, 0),
-        ([dt.datetime(2024, 1, 2), dt.datetime(2024, 1, 3)], DAYS, 1),
-        (["2024-01-01", "yesterday"], DAYS, 1),
-        ([1, 2], DAYS, 0),
-        (pa.array([2**62], pa.timestamp("us")), DAYS, 0),
-        (pa.array([-(2**62)], pa.timestamp("us", "UTC")), DAYS, 0),
-    ],
-    ids=str,
-)
+OUTSIDE = {
+    "static key": (["red", "red", "pink"], COLORS, 2),
+    "date after": ([dt.date(2024, 1, 1), dt.date(2024, 1, 3)], DAYS, 1),
+    "date before": ([dt.date(2023, 12, 31)], DAYS, 0),
+    "end of the last window": ([dt.datetime(2024, 1, 2), dt.datetime(2024, 1, 3)], DAYS, 1),
+    "no time": (["2024-01-01", "yesterday"], DAYS, 1),
+    "number": ([1, 2], DAYS, 0),
+    "year 148,000": (pa.array([2**62], pa.timestamp("us")), DAYS, 0),
+    "144,000 years ago": (pa.array([-(2**62)], pa.timestamp("us", "UTC")), DAYS, 0),
+}
+
+
+@pytest.mark.parametrize(("values", "definition", "row"), OUTSIDE.values(), ids=list(OUTSIDE))
 def test_a_row_outside_the_partitions_of_the_run_is_named_by_column_and_position(
     values, definition, row
 ):
@@ -410,23 +425,18 @@ def test_rows_of_a_table_are_counted_from_its_start_whatever_its_chunks():
 
 def test_a_million_distinct_times_need_few_look_ups(monkeypatch):
     looked_up: list[float] = []
-    windows = "dagster_tools.partitioning._Windows"
-    from dagster_tools import partitioning
-
-    at = partitioning._Windows._at
+    at = _Windows._at
     monkeypatch.setattr(
-        f"{windows}._at", lambda self, moment: looked_up.append(moment) or at(self, moment)
+        _Windows, "_at", lambda self, moment: looked_up.append(moment) or at(self, moment)
     )
-    keys = ["2024-01-01", "2024-01-02"]
-    day = 86_400_000_000
-    start = 1_704_067_200_000_000  # 2024-01-01
-    times = pa.array(range(start, start + 2 * day, 172_800), pa.timestamp("us"))
+    first, last = days = ["2024-01-01", "2024-01-02"]
+    start, end = 1_704_067_200_000_000, 1_704_240_000_000_000  # of these days, in microseconds
+    times = pa.array(range(start, end, 172_800), pa.timestamp("us"))
 
-    found = told(times, DAYS, keys)
+    found = told(times, DAYS, days)
 
-    assert len(times) == 1_000_000
-    assert (found.count(keys[0]), found.count(keys[1])) == (500_000, 500_000)
-    assert len(looked_up) <= 2 * 24 * 4
+    assert (found.count(first), found.count(last)) == (500_000, 500_000)
+    assert len(looked_up) <= 2 * 24 * 4  # quarters of an hour
 
 
 @pytest.mark.parametrize(

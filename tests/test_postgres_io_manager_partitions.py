@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dagster as dg
@@ -12,7 +14,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from dagster_tools.errors import BadValue, ConfigurationError
+from dagster_tools.errors import BadValue, ConfigurationError, UnsupportedFrame
+from dagster_tools.postgres_io_manager import PostgresIOManager
 from tests.fix_servers import Database
 from tests.partitioned import (
     BACKFILL,
@@ -363,6 +366,32 @@ def test_a_dict_without_exactly_the_partitions_of_the_run_is_refused(
     assert fingerprint(database) == before
 
 
+def test_a_dict_is_taken_for_a_run_over_one_partition_too(database, io_manager):
+    @dg.asset(partitions_def=DAYS)
+    def numbers(context):
+        return {context.partition_key: pd.DataFrame({"n": [1]})}
+
+    materialize(numbers, io_manager, partition_key="2024-01-01")
+
+    assert rows_of(database, "numbers", "n") == {"2024-01-01": [(1,)]}
+
+
+def test_what_is_wrong_with_a_frame_of_a_dict_names_its_partition(database, io_manager):
+    frames = {"a": pd.DataFrame({"n": [1]}), "b": 2}
+
+    with pytest.raises(UnsupportedFrame, match="partition b: cannot store a int"):
+        store_partitions(io_manager, frames, ["a", "b"])
+
+
+def test_an_index_that_frames_of_a_dict_are_stored_without_is_told_once(database, io_manager):
+    frames = {key: pd.DataFrame({"n": [1]}, index=[7]) for key in days(1, 3)}
+
+    result = store_partitions(io_manager, frames, days(1, 3))
+
+    [warning] = logged(result, level="WARNING")
+    assert warning.startswith("the frame is stored without its unnamed index")
+
+
 def test_a_dict_for_an_unpartitioned_asset_is_refused(database, io_manager):
     with pytest.raises(
         ConfigurationError, match="a run over several partitions, and this output has"
@@ -492,6 +521,80 @@ def test_thousands_of_partitions_are_one_transaction_without_a_lock_or_temporary
     assert len(load_partitions(io_manager, keys)) == 2 * count
 
 
+# --- at the same time -----------------------------------------------------------------------
+
+
+def at_once(*tasks: Callable[[], object]) -> None:
+    """Run tasks in threads that start together; raise what any of them raised."""
+    barrier = threading.Barrier(len(tasks))
+
+    def start(task: Callable[[], object]) -> None:
+        barrier.wait()
+        task()
+
+    with ThreadPoolExecutor(len(tasks)) as pool:
+        for running in [pool.submit(start, task) for task in tasks]:
+            running.result()
+
+
+def test_partitions_written_at_once_are_all_there_from_the_first_on(database, io_manager):
+    keys = days(1, 6)
+
+    def storing(key: str, n: int) -> Callable[[], object]:
+        return lambda: store_bare(io_manager, pa.table({"n": [n] * 100}), [key])
+
+    for n in range(3):
+        at_once(*(storing(key, n) for key in keys))
+
+    assert rows_of(database, "numbers", "n") == {key: [(2,)] * 100 for key in keys}
+
+
+def test_of_two_writers_of_one_partition_the_rows_of_one_are_left(database, io_manager):
+    def storing(first: int) -> Callable[[], object]:
+        values = list(range(first, first + 1000))
+        return lambda: store_bare(io_manager, pa.table({"n": values}), ["2024-01-01"])
+
+    for _time in range(5):
+        at_once(storing(0), storing(5000))
+
+        [(count, first, last)] = query(database, "SELECT count(*), min(n), max(n) FROM numbers")
+        assert (count, first, last) in {(1000, 0, 999), (1000, 5000, 5999)}
+
+
+def parallel_job() -> dg.JobDefinition:
+    """A job whose assets share a table; made anew in each process that runs one of its steps."""
+
+    def asset(name: str) -> dg.AssetsDefinition:
+        @dg.asset(name=name, partitions_def=DAYS, metadata={"table": "shared"})
+        def partitioned(context):
+            return pd.DataFrame({"asset": [name], "day": [context.partition_key]})
+
+        return partitioned
+
+    return dg.Definitions(
+        assets=[asset("one"), asset("two")],
+        jobs=[dg.define_asset_job("parallel", executor_def=dg.multiprocess_executor)],
+        # Nothing is configured: libpq's environment says where the database is.
+        resources={"io_manager": PostgresIOManager()},
+    ).resolve_job_def("parallel")
+
+
+def test_steps_in_processes_of_their_own_write_to_one_table(database, monkeypatch, tmp_path):
+    for variable, value in database.environment().items():
+        monkeypatch.setenv(variable, value)
+
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        result = dg.execute_job(
+            dg.reconstructable(parallel_job),
+            instance=instance,
+            tags={"dagster/partition": "2024-01-01"},
+            raise_on_error=True,
+        )
+
+    assert result.success
+    assert rows(database, "public.shared") == [("one", "2024-01-01"), ("two", "2024-01-01")]
+
+
 # --- an asset that changes ------------------------------------------------------------------
 
 
@@ -583,12 +686,14 @@ def test_rows_in_the_table_an_asset_was_kept_in_before_are_told_with_their_remov
 
 
 def test_rows_left_behind_are_nobody_elses(database, io_manager):
-    store(io_manager, pd.DataFrame({"n": [1]}), key="moving", table="shared")
-    store(io_manager, pd.DataFrame({"n": [2]}), key="staying", table="shared")
-    store(io_manager, pd.DataFrame({"n": [1]}), key="moving", table="own")
+    store(io_manager, pd.DataFrame({"n": [1]}), key="staying", table="shared")
+    store(io_manager, pd.DataFrame({"n": [2]}), key="moving", table="shared")
+    store(io_manager, pd.DataFrame({"n": [2]}), key="moving", table="own")
+
+    alone = load(io_manager, key="staying")
     store(io_manager, pd.DataFrame({"n": [3]}), key="coming", table="shared")
 
-    assert list(load(io_manager, key="staying")["n"]) == [2]
+    assert list(alone["n"]) == [1]
     assert list(load(io_manager, key="coming")["n"]) == [3]
 
 

@@ -35,6 +35,11 @@ from tests.pipelines import (
 TUPLES = pytest.mark.filterwarnings("ignore:Support for arbitrary metadata values is deprecated")
 
 
+@pytest.fixture
+def database(cleaned_database):
+    return cleaned_database
+
+
 class SalesFrame(pd.DataFrame):
     """A user's own DataFrame."""
 

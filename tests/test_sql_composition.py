@@ -42,12 +42,12 @@ runs by design.
 
 def test_no_glued_text_is_executed():
     modules = {path: ast.parse(path.read_text("utf-8")) for path in sorted(SOURCE.rglob("*.py"))}
-    executing = EXECUTING | _handing_on(modules.values())
+    reader = _Reader(modules.values())
 
     found = [
         f"{path.relative_to(SOURCE)}:{line}: {text}"
         for path, module in modules.items()
-        for line, text in _glued(module, executing)
+        for line, text in reader.glued(module)
     ]
 
     assert found == []
@@ -97,6 +97,9 @@ def test_no_sql_file_has_a_placeholder_in_a_comment():
         """connection.execute("DROP TABLE t".replace("t", name))""",
         """connection.execute(query=f"DROP TABLE {name}")""",
         """connection.execute(str(name))""",
+        """connection.execute(glue(name))""",
+        """connection.execute(name.text)""",
+        """connection.execute(sql.SQL("DROP TABLE ") + name)""",
         """connection.execute(name if name else "SELECT")""",
         """cursor.copy(f"COPY {name} FROM STDIN")""",
         """reading.set_sql_query(f"SELECT {name}")""",
@@ -123,7 +126,7 @@ def test_no_sql_file_has_a_placeholder_in_a_comment():
     ],
 )
 def test_glue_of_each_kind_is_found(statement):
-    assert list(_glued_in(statement))
+    assert _glued_in(statement)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +135,11 @@ def test_glue_of_each_kind_is_found(statement):
         """connection.execute("SELECT $1", [name])""",
         """connection.execute(sql.SQL("DROP TABLE {}").format(Identifier(name)))""",
         """connection.execute(compose_drop(name))""",
-        """reading.set_sql_query(compose_select(name).as_string())""",
+        """connection.execute(compose_drop(name) + sql.SQL(" CASCADE"))""",
+        """connection.execute(name.compose_drop)""",
+        """sql.SQL(mode)""",
+        """reading.set_sql_query(compose_drop(name).as_string())""",
+        """connection.execute(CONSTANT)""",
         """sql.SQL("UNIQUE" if name else "PRIMARY KEY")""",
         """sql.SQL(", ").join(map(Identifier, name))""",
         """
@@ -143,28 +150,102 @@ def test_glue_of_each_kind_is_found(statement):
     ],
 )
 def test_composed_statements_pass(statement):
-    assert list(_glued_in(statement)) == []
+    assert _glued_in(statement) == []
 
 
-def _glued_in(statement: str) -> Iterator[tuple[int, str]]:
+def _glued_in(statement: str) -> list[tuple[int, str]]:
     body = textwrap.indent(textwrap.dedent(statement).strip(), "    ")
-    module = ast.parse(
-        f"def _run(text):\n    connection.execute(text)\n\ndef using(name: str):\n{body}\n"
-    )
-    yield from _glued(module, EXECUTING | _handing_on([module]))
+    module = ast.parse(f"{HELPERS}\ndef using(name: str, mode: Literal['a', 'b']):\n{body}\n")
+    return list(_Reader([module]).glued(module))
+
+
+HELPERS = """
+CONSTANT = "SELECT 1"
+
+def _run(text):
+    connection.execute(text)
+
+def compose_drop(name) -> Composed: ...
+
+def glue(name) -> str: ...
+"""
 
 
 # --- what reaches the server ----------------------------------------------------------------
 
 
-def _glued(module: ast.Module, executing: Executing) -> Iterator[tuple[int, str]]:
-    for scope in _scopes(module):
-        for call, _name, text in _calls(scope, executing):
+class _Reader:
+    """Follows text to the server, through the functions of several modules."""
+
+    def __init__(self, modules: Iterable[ast.Module]) -> None:
+        functions = [
+            node for each in modules for node in ast.walk(each) if isinstance(node, ast.FunctionDef)
+        ]
+        self.constants: dict[str, list[ast.expr]] = {}
+        self.composing = {f.name for f in functions if f.returns and _is_composable(f.returns)}
+        # Callers of what is private are looked at; those of what is public may stand elsewhere.
+        self.handing_on = {
+            function.name: found
+            for function in functions
+            if function.name.startswith("_") and (found := _handed_on(function))
+        }
+
+    def glued(self, module: ast.Module) -> Iterator[tuple[int, str]]:
+        """Yield line and expression wherever text that was not composed is executed."""
+        executing = EXECUTING | self.handing_on
+        self.constants = {
+            node.targets[0].id: [node.value]
+            for node in module.body
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        }
+        for scope in _scopes(module):
             rendered = RENDERED.get(scope.name, ()) if isinstance(scope, ast.FunctionDef) else ()
-            if ast.unparse(text) in rendered:
-                continue
-            if not _composed(text, scope, module):
-                yield call.lineno, ast.unparse(text)
+            for call, _executing, text in _calls(scope, executing):
+                if ast.unparse(text) not in rendered and not self.composed(text, scope):
+                    yield call.lineno, ast.unparse(text)
+
+    def composed(self, node: ast.expr, scope: ast.AST, *, text: bool = True) -> bool:
+        """Whether a statement is a literal, or was composed by `psycopg.sql`.
+
+        Args:
+            text: A literal will do; not where something is added to it or put into it.
+        """
+        match node:
+            case ast.Constant():
+                return text
+            case ast.IfExp(body=body, orelse=orelse):
+                return self.composed(body, scope) and self.composed(orelse, scope)
+            case ast.BinOp(left=left, op=ast.Add(), right=right):
+                return all(self.composed(side, scope, text=False) for side in (left, right))
+            case ast.List(elts=items) | ast.Tuple(elts=items):
+                return all(self.composed(item, scope) for item in items)
+            case ast.Attribute(attr=name):
+                return name in self.composing
+            case ast.Call():
+                return self._composed_by_call(node, scope)
+            case ast.Name(id=name):
+                return self._composed_before(name, scope, text=text)
+            case _:
+                return False
+
+    def _composed_by_call(self, call: ast.Call, scope: ast.AST) -> bool:
+        name = _name(call.func)
+        if name in self.composing | {"SQL", "read_text"}:
+            return True
+        # Of an SQL these compose; of a str, even one that stands in the source, they glue.
+        composes = name in {"format", "join", "as_string"} and isinstance(call.func, ast.Attribute)
+        return composes and self.composed(call.func.value, scope, text=False)  # type: ignore[attr-defined]  # an Attribute
+
+    def _composed_before(self, name: str, scope: ast.AST, *, text: bool) -> bool:
+        """Whether all that the name stands for is composed: as a parameter, by its type."""
+        if isinstance(scope, ast.FunctionDef) and name in (annotated := _annotations(scope)):
+            annotation = annotated[name]
+            if annotation is not None and _is_composable(annotation):
+                return True
+            literal = annotation is not None and ast.unparse(annotation).startswith("Literal[")
+            return text and (literal or scope.name in self.handing_on)
+        values = list(_assigned(name, scope)) or self.constants.get(name, [])
+        return bool(values) and all(self.composed(value, scope, text=text) for value in values)
 
 
 def _scopes(node: ast.Module | ast.ClassDef) -> Iterator[ast.AST]:
@@ -191,70 +272,15 @@ def _calls(scope: ast.AST, executing: Executing) -> Iterator[tuple[ast.Call, str
             yield call, name, (named or call.args[position:])[0]
 
 
-def _handing_on(modules: Iterable[ast.Module]) -> Executing:
-    """Return private functions that execute one of their parameters."""
-    handing: Executing = {}
-    for module in modules:
-        for function in ast.walk(module):
-            if not isinstance(function, ast.FunctionDef) or not function.name.startswith("_"):
-                continue  # callers of what is public may stand elsewhere
-            parameters = list(_annotations(function))
-            for _call, _executing, text in _calls(function, EXECUTING):
-                name = ast.unparse(text)
-                if name in parameters and not _is_composable(_annotations(function)[name]):
-                    handing[function.name] = parameters.index(name), name
-    return handing
-
-
-# --- what is composed -----------------------------------------------------------------------
-
-
-def _composed(text: ast.expr, scope: ast.AST, module: ast.Module) -> bool:
-    """Whether the text is a literal, was composed by `psycopg.sql`, or stands in a .sql file."""
-    match text:
-        case ast.Constant():
-            return True
-        case ast.IfExp():
-            return _composed(text.body, scope, module) and _composed(text.orelse, scope, module)
-        case ast.BinOp():
-            return False
-        case ast.List() | ast.Tuple():
-            return all(_composed(element, scope, module) for element in text.elts)
-        case ast.Call():
-            return _composed_by_call(text, scope, module)
-        case ast.Name():
-            return _composed_before(text.id, scope, module)
-        case ast.Attribute(attr=attribute):
-            return attribute in RENDERED
-        case _:
-            return False
-
-
-def _composed_by_call(call: ast.Call, scope: ast.AST, module: ast.Module) -> bool:
-    name = _name(call.func)
-    if name.startswith("compose_") or name in {"SQL", "read_text"}:
-        return True
-    if name not in {"format", "join", "as_string"} or not isinstance(call.func, ast.Attribute):
-        return False
-    # Of an SQL these compose; of a str, even one that stands in the source, they glue.
-    receiver = call.func.value
-    if isinstance(receiver, ast.Call):
-        return _composed_by_call(receiver, scope, module)
-    return isinstance(receiver, ast.Name) and _composed_before(
-        receiver.id, scope, module, text=False
-    )
-
-
-def _composed_before(name: str, scope: ast.AST, module: ast.Module, *, text: bool = True) -> bool:
-    """Whether all that the name stands for is composed: as a parameter, by its type."""
-    if isinstance(scope, ast.FunctionDef) and name in (annotated := _annotations(scope)):
-        # Callers of a function that executes text are looked at instead.
-        return _is_composable(annotated[name]) or (text and scope.name in _handing_on([module]))
-    values = [value for node in (scope, module) for value in _assigned(name, node)]
-    return bool(values) and all(
-        _composed(value, scope, module) and (text or not isinstance(value, ast.Constant))
-        for value in values
-    )
+def _handed_on(function: ast.FunctionDef) -> tuple[int, str] | None:
+    """Return the parameter, if any, that a function executes as it is."""
+    parameters = _annotations(function)
+    for _call, _executing, text in _calls(function, EXECUTING):
+        name = ast.unparse(text)
+        annotation = parameters.get(name)
+        if name in parameters and not (annotation is not None and _is_composable(annotation)):
+            return list(parameters).index(name), name
+    return None
 
 
 def _assigned(name: str, scope: ast.AST) -> Iterator[ast.expr]:
@@ -276,14 +302,11 @@ def _name(function: ast.expr) -> str:
     return str(getattr(function, "attr", None) or getattr(function, "id", ""))
 
 
-def _annotations(function: ast.FunctionDef) -> dict[str, str]:
+def _annotations(function: ast.FunctionDef) -> dict[str, ast.expr | None]:
     arguments = [*function.args.args, *function.args.kwonlyargs]
-    return {
-        argument.arg: ast.unparse(argument.annotation) if argument.annotation else ""
-        for argument in arguments
-        if argument.arg != "self"
-    }
+    return {argument.arg: argument.annotation for argument in arguments if argument.arg != "self"}
 
 
-def _is_composable(annotation: str) -> bool:
-    return bool(re.fullmatch(r"(Sequence\[)?(sql\.)?(SQL|Composed|Composable)\]?", annotation))
+def _is_composable(annotation: ast.expr) -> bool:
+    spelled = ast.unparse(annotation)
+    return bool(re.fullmatch(r"(Sequence\[)?(sql\.)?(SQL|Composed|Composable)\]?", spelled))

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from textwrap import indent
+from typing import Any
 
 import dagster as dg
 import psycopg
@@ -58,8 +59,9 @@ def main() -> None:
     started = time.monotonic()
     with Server() as server:
         os.environ.update(server.environment())
-        with psycopg.connect(autocommit=True) as connection:
+        with psycopg.connect(server.url, autocommit=True) as connection:
             version = connection.info.parameter_status("server_version")
+            print("All flights out of New York in 2013, by way of Dagster into PostgreSQL.")
             print(f"PostgreSQL {version} is running, for as long as this demo does.")
             tell(connection, months.get_partition_keys())
     seconds = time.monotonic() - started
@@ -111,12 +113,12 @@ def repeat_month(connection: psycopg.Connection, month: str) -> None:
     after = fetch_months(connection)
 
     (rows, old), (rows_now, new) = before.pop(month), after.pop(month)
+    require(rows == rows_now and old != new, f"{month} is replaced by as many rows")
     print(f"  {month}   {rows:,} rows of materialization {old} before,")
     print(f"            {rows_now:,} rows of materialization {new} now, by run {run}")
-    require(rows == rows_now and old != new, f"{month} is replaced by as many rows")
     others = sum(rows for rows, _ in before.values())
-    print(f"  others    {others:,} rows in {len(before)} months")
     require(before == after, "the other months are as they were")
+    print(f"  others    {others:,} rows in {len(before)} months, of the same materializations")
 
 
 # --- doing ----------------------------------------------------------------------------------
@@ -145,7 +147,9 @@ def materialize(
     )
     written = {}
     for event in result.get_asset_materialization_events():
-        metadata = {key: value.value for key, value in event.materialization.metadata.items()}
+        metadata: dict[str, Any] = {
+            key: value.value for key, value in event.materialization.metadata.items()
+        }
         written[event.materialization.asset_key.path[-1]] = Written(
             rows=metadata["dagster/partition_row_count" if partition_key else "dagster/row_count"],
             milliseconds=round(1000 * metadata["seconds"]),

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.types as pat
 
 from dagster_tools.errors import BadValue, ConfigurationError, SchemaConflict, listed
+from dagster_tools.frames.arrow import POSTGRESQL_TYPE, is_text
 from dagster_tools.postgres.column_types import PgType, infer, is_geometry, plain_type
 from dagster_tools.postgres.names import MATERIALIZATION_ID
 
@@ -30,7 +31,7 @@ __all__ = ["assign_partitions", "join_partitions"]
 Rows: TypeAlias = pa.Table | pa.RecordBatchReader
 POSITION = pa.field(MATERIALIZATION_ID, pa.int32())
 
-NUMERIC = {b"postgresql:type": b"numeric"}
+NUMERIC = {POSTGRESQL_TYPE: b"numeric"}
 """Metadata of a field whose numbers travel as text, since Arrow has no type for all of them."""
 
 WHOLE = frozenset({"smallint", "integer", "bigint"})
@@ -137,29 +138,26 @@ def _common_field(one: pa.Field, other: pa.Field) -> pa.Field | None:
     if pat.is_null(one.type):
         return other
     stored = infer(one), infer(other)
-    if not _combine(*stored) or (is_geometry(one) and one.metadata != other.metadata):
+    if not _fit_one_column(*stored) or (is_geometry(one) and one.metadata != other.metadata):
         return None
-    if stored[0].name == "numeric" and (_is_text(one.type) or _is_text(other.type)):
+    if stored[0].name == "numeric" and (is_text(one.type) or is_text(other.type)):
         return pa.field(one.name, pa.large_string(), metadata=NUMERIC)
     bare = [_bare(one.type), _bare(other.type)]
     if any(map(pat.is_decimal, bare)):
         bare = [_as_decimal(type_) for type_ in bare]
     schemas = [pa.schema([pa.field(one.name, type_)]) for type_ in bare]
     try:
-        return pa.unify_schemas(schemas, promote_options="permissive").field(0)
+        merged = pa.unify_schemas(schemas, promote_options="permissive").field(0)
     except pa.ArrowException:
         return None
+    return merged.with_metadata(one.metadata) if one.metadata == other.metadata else merged
 
 
-def _combine(one: PgType, other: PgType) -> bool:
-    """Whether values of both fit one column; whether each value does is seen when it is cast."""
+def _fit_one_column(one: PgType, other: PgType) -> bool:
+    """Whether values of both have a type in common; each is checked when it is cast."""
     names = {one.name, other.name}
     alike = len(names) == 1 or names <= WHOLE | INEXACT or names <= WHOLE | {"numeric"}
     return alike and one.array == other.array
-
-
-def _is_text(type_: pa.DataType) -> bool:
-    return bool(pat.is_string(type_) or pat.is_large_string(type_))
 
 
 def _bare(type_: pa.DataType) -> pa.DataType:

@@ -17,7 +17,12 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from dagster_tools import frames
-from dagster_tools.errors import ConfigurationError, DagsterToolsError, MaterializationNotFound
+from dagster_tools.errors import (
+    BadValue,
+    ConfigurationError,
+    DagsterToolsError,
+    MaterializationNotFound,
+)
 from dagster_tools.partitioning import assign_partitions, join_partitions
 from dagster_tools.postgres.catalog import fetch_catalog, fetch_storage
 from dagster_tools.postgres.column_types import arrow_hint
@@ -135,6 +140,10 @@ class PostgresResource(dg.ConfigurableResource):  # type: ignore[type-arg]  # ge
 
 class PostgresIOManager(dg.ConfigurableIOManager):
     """Keep assets in PostgreSQL: what an asset returns is a table, what it takes came from one.
+
+    Args:
+        connection: Where assets are kept; None leaves all of it to libpq's own environment.
+        production: Where inputs come from that say `environment: "production"`.
 
     Example:
         >>> import dagster as dg
@@ -266,6 +275,11 @@ class PostgresIOManager(dg.ConfigurableIOManager):
         frame_class = asked.frame_class
         if not asked.by_partition:
             return frames.from_arrow(read_table(settings, tracking, request), frame_class)
+        if issubclass(frame_class, pa.RecordBatchReader):
+            raise ConfigurationError(
+                "The partitions arrive one after the other, so a dict cannot hold their streams. "
+                "Annotate the input as dict[str, pyarrow.Table], or as one RecordBatchReader."
+            )
         return {
             key: frames.from_arrow(stream, frame_class)
             for key, stream in read_by_partition(settings, tracking, request)
@@ -353,22 +367,24 @@ def _frame_and_merge(obj: object, options: OutputOptions) -> tuple[object, Merge
 
     There is no append by accident: without a key or a deletion a re-run would double the rows.
     """
-    if isinstance(obj, IncrementalDataFrame):
-        if obj.delete is None and not options.primary_key:
-            raise ConfigurationError(
-                "An IncrementalDataFrame needs to know which earlier rows go: give it "
-                "delete=Eq(...), or the asset a primary_key."
-            )
-        deletion = _deletion(obj.delete) if obj.delete is not None else None
-        return obj.frame, Merge(deletion)
-    if not options.incremental:
-        return obj, None
-    if not options.primary_key:
+    if options.incremental and not options.primary_key:
         raise ConfigurationError(
             "incremental needs a primary_key, which tells new rows from those to update. "
             "Name it in the metadata: 'primary_key': 'id'."
         )
-    return obj, Merge()
+    if not isinstance(obj, IncrementalDataFrame):
+        return obj, Merge() if options.incremental else None
+    if obj.delete is None and not options.primary_key:
+        raise ConfigurationError(
+            "An IncrementalDataFrame needs to know which earlier rows go: give it "
+            "delete=Eq(...), or the asset a primary_key."
+        )
+    if isinstance(obj.frame, (SQL, IncrementalDataFrame)):
+        raise ConfigurationError(
+            "IncrementalDataFrame takes a frame or a Query, and got an object of class "
+            f"{type(obj.frame).__name__}."
+        )
+    return obj.frame, Merge(_deletion(obj.delete) if obj.delete is not None else None)
 
 
 def _deletion(expression: Delete) -> Deletion:
@@ -380,12 +396,19 @@ def _deletion(expression: Delete) -> Deletion:
             else [()] * len(expression.columns)
         )
         arrays = [
-            frames.values_to_arrow(list(values), column)
+            _values(list(values), column)
             for values, column in zip(columns, expression.columns, strict=True)
         ]
         return Keys(expression.columns, pa.table(arrays, names=list(expression.columns)))
     operands = tuple(_deletion(operand) for operand in expression.operands)
     return AllOf(operands) if isinstance(expression, And) else AnyOf(operands)
+
+
+def _values(values: list[object], column: str) -> pa.Array:
+    try:
+        return frames.values_to_arrow(values, column)
+    except BadValue as error:
+        raise BadValue(f"delete: value {error.row} {error.reason}", column=column) from None
 
 
 def _rows(
@@ -398,8 +421,11 @@ def _rows(
             raise ConfigurationError(
                 "A dict of frames is for a run over several partitions, and this output has none."
             )
-        return join_partitions({key: _arrow(context, obj[key], hints) for key in obj}, keys), True
-    rows = _arrow(context, obj, hints)
+        with _told_once(context):
+            by_key = {key: _partition(key, frame, hints) for key, frame in obj.items()}
+        return join_partitions(by_key, keys), True
+    with _told_once(context):
+        rows = _arrow(obj, hints)
     if len(keys) < 2:
         return rows, False
     if output.options.partition_expr is None:
@@ -414,19 +440,32 @@ def _rows(
     return assign_partitions(rows, output.options.partition_expr, definition, keys), True
 
 
-def _arrow(
-    context: dg.OutputContext, frame: object, hints: Mapping[str, pa.DataType]
+def _partition(
+    key: object, frame: object, hints: Mapping[str, pa.DataType]
 ) -> pa.Table | pa.RecordBatchReader:
+    try:
+        return _arrow(frame, hints)
+    except DagsterToolsError as error:
+        error.about(f"partition {key}")
+        raise
+
+
+@contextmanager
+def _told_once(context: dg.OutputContext) -> Iterator[None]:
+    """Log which indexes are not written: once, however many frames have such an index."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", frames.IndexDropped)
-        rows = frames.to_arrow(frame, hints)
-    for warning in caught:
-        if issubclass(warning.category, frames.IndexDropped):
-            context.log.warning(str(warning.message))
-        else:
-            warnings.warn_explicit(
-                warning.message, warning.category, warning.filename, warning.lineno
-            )
+        yield
+    dropped = [str(w.message) for w in caught if issubclass(w.category, frames.IndexDropped)]
+    for message in dict.fromkeys(dropped):
+        context.log.warning(message)
+    for other in caught:
+        if not issubclass(other.category, frames.IndexDropped):
+            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
+
+
+def _arrow(frame: object, hints: Mapping[str, pa.DataType]) -> pa.Table | pa.RecordBatchReader:
+    rows = frames.to_arrow(frame, hints)
     if rows.schema.names:
         check_column_names(rows.schema.names)
     return rows
@@ -537,6 +576,8 @@ def _request(
     for slip, right in misspelled_keys(own, INPUT_KEYS).items():
         context.log.warning("Metadata %r of input %s is ignored; is %r meant?", slip, name, right)
     environment = _environment_name(own if "environment" in own else consumer, name)
+    if _is_own_earlier(context):
+        environment = None
     options = InputOptions.from_metadata(
         own, name, full_table=_boolean(consumer, "full_table", name)
     )
@@ -569,6 +610,14 @@ def _input_partitions(context: dg.InputContext) -> tuple[str, ...] | None:
             return tuple(sorted(map(str, context.asset_partition_keys)))
         return None
     return (str(context.partition_key),) if context.has_partition_key else None
+
+
+def _is_own_earlier(context: dg.InputContext) -> bool:
+    """Whether the asset takes its own earlier partitions, which are never production's."""
+    if not (context.has_input_name and context.has_asset_key):
+        return False
+    computed = _or_none(lambda: dg.AssetExecutionContext.get().assets_def.keys)
+    return context.asset_key in (computed or ())
 
 
 def _consumer_metadata(context: dg.InputContext) -> dict[str, object]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 from dagster_tools.errors import ConfigurationError
 
@@ -103,11 +103,12 @@ class _Combinable:
 
 @dataclass(frozen=True, init=False)
 class Eq(_Combinable):
-    """Rows whose columns have one of the values; NULL (`None`) matches NULL.
+    """Rows whose columns have one of the values; NULL (`None`, `NaN`, `NaT`) matches NULL.
 
     Args:
         columns: A column, or several of a composite key.
-        values: A value or many; of a composite key a tuple or many. None at all match no row.
+        values: A value or many, as a list, set, array or Series; of a composite key a tuple or
+            many. An empty list matches no row.
 
     Example:
         >>> Eq("file_id", "abc123")
@@ -120,11 +121,9 @@ class Eq(_Combinable):
     rows: tuple[tuple[object, ...], ...]
 
     def __init__(self, columns: str | Sequence[str], values: object) -> None:
-        single = isinstance(columns, str)
-        names = (columns,) if isinstance(columns, str) else tuple(columns)
-        if not names or len(set(names)) < len(names):
-            raise ConfigurationError(f"Eq needs one or more different columns, not {columns!r}.")
-        rows = _single_rows(values) if single else _composite_rows(names, values)
+        names = _column_names(columns)
+        values = _listed(names, values)
+        rows = _single_rows(values) if isinstance(columns, str) else _composite_rows(names, values)
         object.__setattr__(self, "columns", names)
         object.__setattr__(self, "rows", rows)
 
@@ -143,6 +142,9 @@ class And(_Combinable):
     def __init__(self, *operands: Delete) -> None:
         object.__setattr__(self, "operands", _operands("And", operands))
 
+    def __repr__(self) -> str:
+        return f"And({', '.join(map(repr, self.operands))})"
+
 
 @dataclass(frozen=True, init=False)
 class Or(_Combinable):
@@ -153,11 +155,14 @@ class Or(_Combinable):
     def __init__(self, *operands: Delete) -> None:
         object.__setattr__(self, "operands", _operands("Or", operands))
 
+    def __repr__(self) -> str:
+        return f"Or({', '.join(map(repr, self.operands))})"
+
 
 Delete: TypeAlias = "Eq | And | Or"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # frames have no equality that is true or false
 class IncrementalDataFrame:
     """A frame whose rows join the asset's earlier ones instead of replacing them.
 
@@ -174,10 +179,19 @@ class IncrementalDataFrame:
     delete: Delete | None = None
 
     def __post_init__(self) -> None:
+        if self.frame is None:
+            raise ConfigurationError(
+                "IncrementalDataFrame needs a frame, and got None. An empty one, such as "
+                "pandas.DataFrame(), adds no row, and `delete` still deletes."
+            )
         if self.delete is not None and not isinstance(self.delete, (Eq, And, Or)):
             raise ConfigurationError(
                 f"delete is a {type(self.delete).__name__}; it must be an Eq, And or Or."
             )
+
+    def __repr__(self) -> str:
+        # A frame shows its rows.
+        return f"IncrementalDataFrame({type(self.frame).__name__}, delete={self.delete!r})"
 
 
 def _operands(kind: str, operands: tuple[Delete, ...]) -> tuple[Delete, ...]:
@@ -186,21 +200,47 @@ def _operands(kind: str, operands: tuple[Delete, ...]) -> tuple[Delete, ...]:
     return operands
 
 
+def _column_names(columns: object) -> tuple[str, ...]:
+    listed = [columns] if isinstance(columns, str) else columns
+    names = tuple(listed) if isinstance(listed, Iterable) else ()
+    if not names or len(set(names)) < len(names) or not all(isinstance(n, str) for n in names):
+        raise ConfigurationError(f"Eq needs one or more different column names, not {columns!r}.")
+    return names
+
+
+def _listed(names: Sequence[str], values: object) -> object:
+    """Return values of other libraries as Python has them."""
+    if hasattr(values, "columns"):
+        # Iterating over a frame gives the names of its columns: they would be taken for values.
+        raise ConfigurationError(
+            f"Eq({list(names)}, …) takes values, and got a {type(values).__name__}. Give its rows: "
+            f"frame[{list(names)}].itertuples(index=False, name=None)"
+        )
+    if hasattr(values, "to_pylist"):
+        return values.to_pylist()
+    if getattr(values, "ndim", None) == 0:
+        return values[()]  # type: ignore[index]  # how an array of no dimension gives its value
+    return values
+
+
+def _is_many(value: object) -> TypeGuard[Iterable[object]]:
+    one = (str, bytes, bytearray, memoryview, Mapping)
+    return isinstance(value, Iterable) and not isinstance(value, one)
+
+
 def _single_rows(values: object) -> tuple[tuple[object, ...], ...]:
-    if isinstance(values, Iterable) and not isinstance(values, (str, bytes, bytearray, memoryview)):
-        return tuple((value,) for value in values)
-    return ((values,),)
+    return tuple((value,) for value in values) if _is_many(values) else ((values,),)
 
 
 def _composite_rows(names: tuple[str, ...], values: object) -> tuple[tuple[object, ...], ...]:
-    if not isinstance(values, Iterable) or isinstance(values, (str, bytes)):
+    if not _is_many(values):
         raise ConfigurationError(
             f"Eq({list(names)}, …) takes tuples of {len(names)} values, one for each column."
         )
     listed = list(values)
-    if isinstance(values, tuple) and not all(isinstance(row, (tuple, list)) for row in listed):
+    if isinstance(values, tuple) and not all(_is_many(row) for row in listed):
         listed = [values]
-    rows = [tuple(row) if isinstance(row, (tuple, list)) else (row,) for row in listed]
+    rows = [tuple(row) if _is_many(row) else (row,) for row in listed]
     wrong = next((index for index, row in enumerate(rows) if len(row) != len(names)), None)
     if wrong is not None:
         raise ConfigurationError(

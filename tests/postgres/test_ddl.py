@@ -78,7 +78,7 @@ DEFAULT = (
         ),
         (
             ddl.compose_drop_index(TABLE, "i"),
-            'DROP INDEX CONCURRENTLY IF EXISTS "s"."i"',
+            'DROP INDEX IF EXISTS "s"."i"',
         ),
     ],
 )

@@ -30,19 +30,10 @@ STAGING = Identifier("pg_temp", "staging")
         (
             merge.compose_delete_and_count(TABLE),
             (
-                'WITH deleted AS ( DELETE FROM "s"."t" AS kept '
+                'WITH written AS ( DELETE FROM "s"."t" AS kept '
                 'WHERE kept."materialization_id" = ANY ($1) AND true '
                 'RETURNING kept."materialization_id" ) '
-                'SELECT "materialization_id", pg_catalog.count(*) FROM deleted GROUP BY 1'
-            ),
-        ),
-        (
-            merge.compose_insert_new(TABLE, STAGING, ["k", "v"], ["k"]),
-            (
-                'INSERT INTO "s"."t" ("k", "v", "materialization_id") '
-                'SELECT "k", "v", "materialization_id" FROM "pg_temp"."staging" AS staging '
-                'WHERE NOT EXISTS ( SELECT FROM "s"."t" AS kept '
-                'WHERE "kept"."k" = staging."k" AND kept."materialization_id" = ANY ($1) )'
+                'SELECT "materialization_id", pg_catalog.count(*) FROM written GROUP BY 1'
             ),
         ),
     ],
@@ -52,18 +43,29 @@ def test_statements_read_as_one_would_write_them_in_psql(composed, statement):
 
 
 def test_rows_whose_key_stays_get_every_value_but_the_key():
-    composed = merge.compose_update_kept(TABLE, STAGING, ["k", "v"], ["k"], absent=["d"])
+    composed = merge.compose_replace_kept(TABLE, STAGING, ["k", "v"], ["k"], absent=["d"])
 
-    assert text_of(composed) == (
+    assert (
         'UPDATE "s"."t" AS kept SET "v" = staging."v", '
         '"materialization_id" = staging."materialization_id", "d" = DEFAULT '
         'FROM "pg_temp"."staging" AS staging WHERE "kept"."k" = staging."k" '
         'AND kept."materialization_id" = ANY ($1) AND true'
-    )
+    ) in text_of(composed)
+
+
+def test_a_referenced_row_goes_and_comes_in_one_statement_in_this_order():
+    composed = text_of(merge.compose_replace(TABLE, STAGING, ["k"]))
+
+    assert composed.startswith('WITH deleted AS ( DELETE FROM "s"."t" AS kept')
+    assert (
+        'inserted AS ( INSERT INTO "s"."t" ("k", "materialization_id") '
+        'SELECT "k", "materialization_id" FROM "pg_temp"."staging" AS staging '
+        'WHERE (SELECT pg_catalog.count(*) FROM "deleted") IS NOT NULL'
+    ) in composed
 
 
 def test_a_composite_key_is_the_same_where_every_part_is():
-    composed = text_of(merge.compose_insert_new(TABLE, STAGING, ["a", "b"], ["a", "b"]))
+    composed = text_of(merge.compose_absent_from_staging(STAGING, ["a", "b"]))
 
     assert '"kept"."a" = staging."a" AND "kept"."b" = staging."b"' in composed
 
@@ -80,9 +82,11 @@ def test_a_name_stands_in_a_statement_only_within_its_quotes(name, columns):
         merge.compose_delete_and_count(table),
         merge.compose_absent_from_staging(staging, [name]),
         merge.compose_repeated_keys(staging, [name]),
-        merge.compose_upsert(table, staging, names, [name], compared_as_text=[name, "v"]),
-        merge.compose_update_kept(table, staging, names, [name], absent=[name]),
-        merge.compose_insert_new(table, staging, names, [name]),
+        merge.compose_update_changed(table, staging, names, [name], compared_by_image=["v"]),
+        merge.compose_insert_absent(table, staging, names, [name]),
+        merge.compose_known_keys(table, staging, [name], sample=100),
+        merge.compose_replace(table, staging, names),
+        merge.compose_replace_kept(table, staging, names, [name], absent=[name]),
     ]
 
     assert all('"' + name.replace('"', '""') in each.as_string() for each in statements)

@@ -1,46 +1,47 @@
 """Change a live table in short transactions that never make a reader queue for long.
 
-An ALTER TABLE waits for ACCESS EXCLUSIVE, and whoever comes after it waits behind it.
-So each statement gives up after a second, lets the others through, and tries again.
+Many writers may find at once that a table lacks the same thing, so each change can be made
+twice, and one that cannot looks again once it holds the table.
 """
 
 from __future__ import annotations
 
 import logging
-import random
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import psycopg
 from psycopg import errors, sql
-from psycopg.sql import Composed
+from psycopg.sql import Identifier
 
 from dagster_tools.errors import DatabaseError, SchemaConflict
 from dagster_tools.postgres import ddl
-from dagster_tools.postgres.catalog import fetch_dependents
-from dagster_tools.postgres.connection import Connection, transaction, translated
+from dagster_tools.postgres.catalog import fetch_column_type, fetch_dependents
+from dagster_tools.postgres.connection import Connection, translated
 from dagster_tools.postgres.evolution import Evolution, Widening
+from dagster_tools.postgres.indexes import build_index, drop_index, is_written
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table
+from dagster_tools.postgres.patience import alter_patiently, brief_transaction, patiently
 
 __all__ = [
     "Key",
+    "TableChangedError",
     "Unfinished",
     "abandon",
-    "alter_patiently",
     "evolve",
     "finish",
+    "holds_no_value",
     "index_materialization_id",
     "track",
     "widen",
 ]
 
-LOCK_TIMEOUT = "1s"
-PATIENCE = 60.0
-"""Seconds over which a statement is tried again while others hold the table."""
+LAST_PATIENCE = 5.0
+"""Seconds that are left for cleaning up after an error."""
 
-LONGEST_PAUSE = 5.0
+
+class TableChangedError(Exception):
+    """Between plan and lock somebody created or altered the table: what was planned is void."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ def evolve(
 
     Raises:
         SchemaConflict: Rows that stay contradict a modifier that was declared later.
+        TableChangedError: Somebody changed the type of a column meanwhile.
     """
     for added in evolution.additions:
         log.info("Adding column %r (%s) to %s.", added.name, added.type, table)
@@ -96,22 +98,22 @@ def evolve(
         )
     for widening in evolution.widenings:
         widen(connection, table, widening, log)
-    not_null = tuple(dict.fromkeys((*evolution.not_null, *evolution.primary_key)))
-    for column in evolution.nonnegative:
-        _add_check(connection, table, column, leaving, nonnegative=True)
-    for column in not_null:
-        _add_check(connection, table, column, leaving, nonnegative=False)
     for column in evolution.index:
-        _create_index(connection, table, [column], unique=False)
+        build_index(connection, table, [column], unique=False)
+    not_null = tuple(dict.fromkeys((*evolution.not_null, *evolution.primary_key)))
     keys = [Key((column,)) for column in evolution.unique]
     keys += [Key(evolution.primary_key, primary=True)] if evolution.primary_key else []
-    indexed = [_build_key_index(connection, table, key, leaving) for key in keys]
-    return Unfinished(
-        not_null,
-        evolution.nonnegative,
-        tuple(keys),
-        tuple(key for key, built in zip(keys, indexed, strict=True) if not built),
-    )
+    unfinished = Unfinished(not_null, evolution.nonnegative, tuple(keys))
+    try:
+        for column in unfinished.nonnegative:
+            _add_check(connection, table, column, leaving, nonnegative=True)
+        for column in unfinished.not_null:
+            _add_check(connection, table, column, leaving, nonnegative=False)
+        unbuilt = [key for key in keys if not _build_key_index(connection, table, key, leaving)]
+    except BaseException:
+        abandon(connection, table, unfinished)
+        raise
+    return replace(unfinished, without_index=tuple(unbuilt))
 
 
 def finish(
@@ -120,15 +122,18 @@ def finish(
     """Finish what `evolve` prepared, now that the rows in its way are gone.
 
     The rows are committed by now, so a table too busy to be altered fails nothing: the
-    next write finishes.
+    next write finishes. What another writer finished already is left alone.
     """
     try:
         for column in unfinished.nonnegative:
             _validate_check(connection, table, column, nonnegative=True)
         for column in unfinished.not_null:
-            _validate_check(connection, table, column, nonnegative=False)
-            _set_not_null(connection, table, column)
+            if _is_nullable(connection, table, column):
+                _validate_check(connection, table, column, nonnegative=False)
+                _set_not_null(connection, table, column)
         for key in unfinished.keys:
+            if _is_key(connection, table, key):
+                continue
             statement = ddl.compose_key_using_index(table, key.columns, primary=key.primary)
             alter_patiently(connection, [statement], f"adding the {key} to {table}")
     except DatabaseError as error:
@@ -154,11 +159,11 @@ def abandon(connection: Connection, table: Table, unfinished: Unfinished) -> Non
     with suppress(DatabaseError):
         for name in names:
             statement = ddl.compose_drop_constraint(table, name)
-            alter_patiently(connection, [statement], f"dropping a constraint of {table}")
+            step = f"dropping a constraint of {table}"
+            alter_patiently(connection, [statement], step, patience=LAST_PATIENCE)
         for key in unfinished.keys:
             name = ddl.index_name(table, key.columns, unique=True)
-            with translated(f"dropping index {name!r}"):
-                connection.execute(ddl.compose_drop_index(table, name))
+            drop_index(connection, table, name, patience=LAST_PATIENCE)
 
 
 def track(connection: Connection, table: Table) -> None:
@@ -173,6 +178,8 @@ def widen(connection: Connection, table: Table, widening: Widening, log: logging
 
     Raises:
         SchemaConflict: A view, rule, policy, trigger or generated column depends on it.
+        TableChangedError: The column is no longer what the widening was planned for: it would
+            now lose values.
     """
     log.warning(
         "Column %r of %s changes from %s to %s, because %s. PostgreSQL rewrites the table "
@@ -184,8 +191,18 @@ def widen(connection: Connection, table: Table, widening: Widening, log: logging
         "it holds no value yet" if widening.empty else "a value does not fit",
     )
     statement = ddl.compose_alter_type(table, widening.column, widening.new, empty=widening.empty)
+
+    def attempt() -> None:
+        with brief_transaction(connection):
+            connection.execute(ddl.compose_lock(table, "ACCESS EXCLUSIVE"))
+            if fetch_column_type(connection, table, widening.column) != widening.old or (
+                widening.empty and not holds_no_value(connection, table, widening.column)
+            ):
+                raise TableChangedError
+            connection.execute(statement)
+
     try:
-        alter_patiently(connection, [statement], f"widening a column of {table}")
+        patiently(attempt, f"widening a column of {table}")
     except DatabaseError as error:
         dependents = fetch_dependents(connection, table, widening.column)
         if error.sqlstate != errors.FeatureNotSupported.sqlstate or not dependents:
@@ -198,59 +215,29 @@ def widen(connection: Connection, table: Table, widening: Widening, log: logging
 
 
 def index_materialization_id(connection: Connection, table: Table, log: logging.Logger) -> None:
-    """Index `materialization_id` before a second owner moves in; an optimization that may wait."""
+    """Index `materialization_id` before a second owner moves in.
+
+    An optimization, for which nobody waits: where others use the table, or build the index
+    already, a later write sees to it.
+    """
     try:
-        _create_index(connection, table, [MATERIALIZATION_ID], unique=False)
+        if is_written(connection, table):
+            log.info("%s gets its index on %s later: others write.", table, MATERIALIZATION_ID)
+        else:
+            build_index(connection, table, [MATERIALIZATION_ID], unique=False, patience=0)
     except DatabaseError as error:
-        log.info("%s keeps no index on %s for now: %s", table, MATERIALIZATION_ID, error)
+        log.info("%s gets its index on %s later: %s", table, MATERIALIZATION_ID, error)
 
 
-def alter_patiently(
-    connection: Connection,
-    statements: Sequence[Composed],
-    step: str,
-    *,
-    patience: float = PATIENCE,
-) -> None:
-    """Run statements in one transaction, trying again while the table is in use.
-
-    Raises:
-        DatabaseError: The table was still in use after `patience` seconds.
-    """
-
-    def attempt() -> None:
-        with transaction(connection):
-            connection.execute(
-                sql.SQL("SET LOCAL lock_timeout = {}").format(sql.Literal(LOCK_TIMEOUT))
+def holds_no_value(connection: Connection, table: Table, column: str) -> bool:
+    """Whether a column is NULL in every row."""
+    with translated(f"looking for values in {table}"):
+        found = connection.execute(
+            sql.SQL("SELECT FROM {} WHERE {} IS NOT NULL LIMIT 1").format(
+                table.identifier, Identifier(column)
             )
-            for statement in statements:
-                connection.execute(statement)
-            # Where this is a savepoint of a longer transaction, its later waits are its own.
-            connection.execute("SET LOCAL lock_timeout TO DEFAULT")
-
-    _patiently(attempt, step, patience)
-
-
-def _create_index(
-    connection: Connection, table: Table, columns: Sequence[str], *, unique: bool
-) -> None:
-    """Build an index while others read and write (documentation, "Building Indexes Concurrently").
-
-    It cannot run in a transaction, and what is left of a failed one is dropped.
-    """
-    name = ddl.index_name(table, columns, unique=unique)
-    statement = ddl.compose_index(table, columns, unique=unique, concurrently=True)
-    step = f"building index {name!r} on {table}"
-    try:
-        _patiently(lambda: _concurrently(connection, statement), step, PATIENCE)
-    except DatabaseError:
-        with translated(step):
-            connection.execute(ddl.compose_drop_index(table, name))
-        raise
-
-
-def _concurrently(connection: Connection, statement: Composed) -> None:
-    connection.execute(statement)
+        ).fetchone()
+    return found is None
 
 
 def _build_key_index(
@@ -258,17 +245,26 @@ def _build_key_index(
 ) -> bool:
     """Build a key's index before the write; tell whether rows that leave forbade it."""
     try:
-        _create_index(connection, table, key.columns, unique=True)
+        build_index(connection, table, key.columns, unique=True)
     except DatabaseError as error:
         if error.sqlstate != errors.UniqueViolation.sqlstate:
             raise
-        if not leaving:
+        if not leaving or _rows_repeat(connection, table, key, leaving):
             raise SchemaConflict(
-                f"{table} cannot get the {key}: its rows repeat values there. Remove the "
+                f"{table} cannot get the {key}: rows that stay repeat values there. Remove the "
                 "duplicates, or drop the option."
             ) from None
         return False
     return True
+
+
+def _rows_repeat(connection: Connection, table: Table, key: Key, leaving: Sequence[int]) -> bool:
+    """Whether rows that stay would contradict a key all by themselves."""
+    with translated(f"looking for repeated values in {table}"):
+        found = connection.execute(
+            ddl.compose_find_repeated(table, key.columns), [list(leaving)]
+        ).fetchone()
+    return found is not None
 
 
 def _set_not_null(connection: Connection, table: Table, column: str) -> None:
@@ -321,15 +317,22 @@ def _validate_check(
     )
 
 
-def _patiently(attempt: Callable[[], None], step: str, patience: float) -> None:
-    deadline = time.monotonic() + patience
-    pause = 0.05
-    with translated(step):
-        while True:
-            try:
-                return attempt()
-            except psycopg.errors.LockNotAvailable:
-                if time.monotonic() + pause > deadline:
-                    raise
-            time.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  # jitter, not a secret
-            pause = min(pause * 2, LONGEST_PAUSE)
+def _is_nullable(connection: Connection, table: Table, column: str) -> bool:
+    with translated(f"looking {table} up"):
+        row = connection.execute(
+            "SELECT FROM pg_catalog.pg_attribute "
+            "WHERE attrelid = pg_catalog.to_regclass($1) AND attname = $2 AND NOT attnotnull",
+            [table.identifier.as_string(), column],
+        ).fetchone()
+    return row is not None
+
+
+def _is_key(connection: Connection, table: Table, key: Key) -> bool:
+    """Whether the index that was built for the key is one by now."""
+    name = ddl.index_name(table, key.columns, unique=True)
+    with translated(f"looking {table} up"):
+        row = connection.execute(
+            "SELECT FROM pg_catalog.pg_constraint WHERE conindid = pg_catalog.to_regclass($1)",
+            [Identifier(table.schema, name).as_string()],
+        ).fetchone()
+    return row is not None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -22,7 +22,15 @@ from dagster_tools.postgres.columns import (
 from dagster_tools.postgres.connection import Connection, translated
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table
 
-__all__ = ["Catalog", "describe_query", "fetch_catalog", "fetch_dependents", "fetch_storage"]
+__all__ = [
+    "Catalog",
+    "describe_query",
+    "fetch_catalog",
+    "fetch_column_type",
+    "fetch_dependents",
+    "fetch_storage",
+    "resolve_types",
+]
 
 _QUERY = resources.files(__package__).joinpath("catalog.sql").read_text(encoding="utf-8")
 _KINDS = {
@@ -109,6 +117,20 @@ def fetch_catalog(connection: Connection, table: Table, tracking_schema: str) ->
     )
 
 
+def resolve_types(connection: Connection, columns: Sequence[Column]) -> tuple[Column, ...]:
+    """Return the columns with their types spelled as the server spells them.
+
+    `public.mood` and `"mood"` are `mood` to a server that finds it on the search path. Asks
+    only about names with a schema or quotes; one the server does not have stays as it is.
+    """
+    return tuple(
+        replace(column, type=_spelled(connection, column))
+        if set('."') & set(column.type.name)
+        else column
+        for column in columns
+    )
+
+
 def fetch_storage(connection: Connection, columns: Iterable[Column]) -> dict[str, PgType]:
     """Return what values of each column are encoded as; asks only about types it does not know.
 
@@ -155,6 +177,21 @@ def describe_query(connection: Connection, query: Composed) -> dict[str, PgType]
     columns = {name: _lenient(row[0]) for name, row in zip(names, types, strict=True)}
     columns.pop(MATERIALIZATION_ID, None)
     return columns
+
+
+def fetch_column_type(connection: Connection, table: Table, column: str) -> PgType | None:
+    """Return the type a column has now, None where there is no such column."""
+    with translated(f"looking {table} up"):
+        row = connection.execute(
+            """
+            SELECT pg_catalog.format_type(atttypid, atttypmod)
+            FROM pg_catalog.pg_attribute
+            WHERE attrelid = pg_catalog.to_regclass($1)
+              AND attname = $2
+            """,
+            [table.identifier.as_string(), column],
+        ).fetchone()
+    return None if row is None else _lenient(row[0])
 
 
 def fetch_dependents(connection: Connection, table: Table, column: str) -> list[str]:
@@ -219,6 +256,14 @@ def _lenient(text: str) -> PgType:
         return parse_type(text)
     except ConfigurationError:
         return PgType(text)
+
+
+def _spelled(connection: Connection, column: Column) -> PgType:
+    with translated(f"resolving the type of column {column.name!r}"):
+        [(name,)] = connection.execute(
+            "SELECT pg_catalog.format_type(pg_catalog.to_regtype($1), -1)", [column.type.name]
+        ).fetchall()
+    return column.type if name is None else replace(column.type, name=_lenient(name).name)
 
 
 def _fetch_storage(connection: Connection, column: str, type_: PgType) -> PgType:

@@ -115,6 +115,11 @@ class ExistingTable:
         return next((index.columns for index in self.indexes if index.primary), ())
 
     @property
+    def primary_key_name(self) -> str | None:
+        """The constraint's name, None where there is no primary key."""
+        return next((index.name for index in self.indexes if index.primary), None)
+
+    @property
     def tracked(self) -> bool:
         """Whether rows can say which materialization wrote them."""
         return self.column(MATERIALIZATION_ID) is not None

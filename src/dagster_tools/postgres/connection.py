@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from typing import TypeAlias
 from urllib.parse import quote
 
 import psycopg
-from psycopg.pq import Conninfo
+from psycopg.pq import Conninfo, TransactionStatus
 from psycopg.rows import TupleRow
 
 from dagster_tools.errors import BadValue, ConfigurationError, DatabaseError
@@ -20,6 +20,7 @@ __all__ = [
     "Connection",
     "ConnectionSettings",
     "connect",
+    "connect_beside",
     "libpq_uri",
     "server_message",
     "transaction",
@@ -31,6 +32,17 @@ Connection: TypeAlias = psycopg.Connection[TupleRow]
 
 CONNECT_TIMEOUT = 10
 """Seconds, unless the settings or libpq's environment say otherwise."""
+
+KEEPALIVES = {
+    "keepalives_idle": "60",
+    "keepalives_interval": "15",
+    "keepalives_count": "4",
+    "tcp_user_timeout": "120000",
+}
+"""A server that vanished without a word is given up after two minutes; Linux would take hours."""
+
+CANCEL_TIMEOUT = 5.0
+"""Seconds that a statement gets to be canceled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +73,9 @@ class ConnectionSettings:
         keywords.setdefault("application_name", known.get("application_name") or "dagster-tools")
         if not known.get("connect_timeout"):
             keywords.setdefault("connect_timeout", str(CONNECT_TIMEOUT))
+        for keyword, value in KEEPALIVES.items():
+            if not known.get(keyword):
+                keywords.setdefault(keyword, value)
         return keywords
 
     def __str__(self) -> str:
@@ -81,12 +96,7 @@ def connect(settings: ConnectionSettings) -> Connection:
         DatabaseError: Within `connect_timeout`; names host, port, database and user.
     """
     try:
-        connection = psycopg.connect(
-            **settings.keywords(),  # type: ignore[arg-type]  # psycopg types each keyword on its own
-            autocommit=True,
-            prepare_threshold=None,
-            cursor_factory=psycopg.RawCursor,
-        )
+        return _opened(**settings.keywords())
     except psycopg.Error as error:
         reason = _scrubbed(str(error), settings.password)
         raise DatabaseError(
@@ -94,6 +104,20 @@ def connect(settings: ConnectionSettings) -> Connection:
             sqlstate=error.sqlstate,
             step="connect",
         ) from None
+
+
+def connect_beside(connection: Connection) -> Connection:
+    """Open a second session of the same user on the same server."""
+    return _opened(conninfo=libpq_uri(connection))
+
+
+def _opened(**keywords: str) -> Connection:
+    connection = psycopg.connect(
+        **keywords,  # type: ignore[arg-type]  # psycopg types each keyword on its own
+        autocommit=True,
+        prepare_threshold=None,
+        cursor_factory=psycopg.RawCursor,
+    )
     # Stated in each BEGIN, whatever default_transaction_isolation the server or the role has.
     connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
     connection.read_only = False
@@ -102,9 +126,28 @@ def connect(settings: ConnectionSettings) -> Connection:
 
 @contextmanager
 def transaction(connection: Connection) -> Iterator[None]:
-    """Run a block in one READ COMMITTED transaction: all of it, or none."""
+    """Run a block in one READ COMMITTED transaction: all of it, or none.
+
+    A block that is interrupted cancels the statement it waits for, so that no session is
+    left in the server working on it, or waiting for a lock.
+    """
     with connection.transaction():
-        yield
+        try:
+            yield
+        except BaseException:
+            _cancel_running(connection)
+            raise
+    if connection.closed:
+        # psycopg leaves the block without a word, and without COMMIT, where the connection
+        # ended within it.
+        raise psycopg.OperationalError("the connection was lost before COMMIT")
+
+
+def _cancel_running(connection: Connection) -> None:
+    # psycopg does so itself for KeyboardInterrupt; Dagster interrupts a run with another.
+    if connection.info.transaction_status is TransactionStatus.ACTIVE:
+        with suppress(psycopg.Error):
+            connection.cancel_safe(timeout=CANCEL_TIMEOUT)
 
 
 def libpq_uri(connection: Connection) -> str:
@@ -142,6 +185,10 @@ def translated(step: str, *, data: bool = False, first_row: int = 0) -> Iterator
 
 
 _VALUE_ERRORS = ("22", "23502", "23505", "23514")
+_INTERNAL_ERROR = "XX000"
+"""What PostGIS answers to text that is no geometry; only COPY's context tells that it is data."""
+_QUOTES = '"«»„“”'
+
 _COPY_LINE = re.compile(r"^COPY .*?, line (\d+)", re.MULTILINE)
 _COPY_COLUMN = re.compile(r"^COPY .*?, line \d+, column ((?:.|\n)*?)(?:: |$)", re.MULTILINE)
 
@@ -151,9 +198,12 @@ def _translate(
 ) -> DatabaseError | BadValue:
     diagnosis, sqlstate = error.diag, error.sqlstate
     message = _without_values(diagnosis.message_primary or str(error), sqlstate)
-    if data and sqlstate is not None and sqlstate.startswith(_VALUE_ERRORS):
-        context = diagnosis.context or ""
-        line, column = _COPY_LINE.search(context), _COPY_COLUMN.search(context)
+    context = diagnosis.context or ""
+    line, column = _COPY_LINE.search(context), _COPY_COLUMN.search(context)
+    about_a_value = (sqlstate or "").startswith(_VALUE_ERRORS) or (
+        sqlstate == _INTERNAL_ERROR and column is not None
+    )
+    if data and about_a_value:
         reason = f"{message} (SQLSTATE {sqlstate}, while {step})"
         return BadValue(
             reason,
@@ -182,10 +232,13 @@ def server_message(text: str, sqlstate: str | None) -> str:
 
 
 def _without_values(message: str, sqlstate: str | None) -> str:
-    """Cut what class 22 messages quote: the offending value stands between the outer quotes."""
-    if sqlstate is None or not sqlstate.startswith("22"):
+    """Cut what messages about data quote: the value stands between the outer quotes.
+
+    They are those of the server's language (lc_messages): German has »…«, French « … ».
+    """
+    if sqlstate is None or not sqlstate.startswith(("22", _INTERNAL_ERROR)):
         return message
-    return re.sub(r'"(.*)"', '"…"', message, flags=re.DOTALL)
+    return re.sub(f"[{_QUOTES}].*[{_QUOTES}]", '"…"', message, flags=re.DOTALL)
 
 
 def _scrubbed(text: str, secret: str | None) -> str:

@@ -7,7 +7,8 @@ one exception is `compose_alter_type`, which rewrites the table.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from psycopg import sql
 from psycopg.sql import Composable, Composed, Identifier
@@ -27,13 +28,18 @@ __all__ = [
     "compose_drop_constraint",
     "compose_drop_index",
     "compose_find_contradiction",
+    "compose_find_repeated",
     "compose_index",
     "compose_key",
     "compose_key_using_index",
+    "compose_lock",
     "compose_not_null",
     "compose_staging",
+    "compose_staging_key",
     "compose_validate",
 ]
+
+COLLATED = frozenset(map(PgType, ("text", "character varying", "character")))
 
 MATERIALIZATION_SETTING = "dagster_tools.materialization_id"
 
@@ -77,6 +83,25 @@ def compose_staging(name: str, table: Table, columns: Sequence[str]) -> Composed
         staging=Identifier("pg_temp", name),
         columns=sql.SQL(", ").join(map(Identifier, [*columns, MATERIALIZATION_ID])),
         table=table.identifier,
+    )
+
+
+def compose_staging_key(name: str, key: Mapping[str, PgType]) -> Composed:
+    """Compose the unique index of a staging table; where it fails, rows repeat a key.
+
+    Text is sorted by its bytes, which is faster and finds the same repetitions. (Only a
+    collation that takes different texts for equal would find more.)
+
+    Args:
+        key: Its columns, and what each is encoded as.
+    """
+    collated = sql.SQL('{} COLLATE pg_catalog."C"')
+    return sql.SQL("CREATE UNIQUE INDEX ON {} ({})").format(
+        Identifier("pg_temp", name),
+        sql.SQL(", ").join(
+            collated.format(Identifier(column)) if type_ in COLLATED else Identifier(column)
+            for column, type_ in key.items()
+        ),
     )
 
 
@@ -139,8 +164,11 @@ def compose_index(
 
 
 def compose_drop_index(table: Table, name: str) -> Composed:
-    """Compose the removal of what a failed CREATE INDEX CONCURRENTLY leaves."""
-    return sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(Identifier(table.schema, name))
+    """Compose the removal of what a failed CREATE INDEX CONCURRENTLY leaves.
+
+    Not CONCURRENTLY: that waits for all who use the table, and no `lock_timeout` can limit it.
+    """
+    return sql.SQL("DROP INDEX IF EXISTS {}").format(Identifier(table.schema, name))
 
 
 def compose_key(table: Table, columns: Sequence[str], *, primary: bool) -> Composed:
@@ -182,6 +210,27 @@ def compose_find_contradiction(table: Table, column: str, *, nonnegative: bool) 
     )
 
 
+def compose_find_repeated(table: Table, columns: Sequence[str]) -> Composed:
+    """Compose a query for rows a unique index would refuse. $1: materializations that leave."""
+    names = list(map(Identifier, columns))
+    return sql.SQL(
+        """
+        SELECT
+        FROM {table}
+        WHERE {no_null}
+          AND ({id} = ANY ($1)) IS NOT TRUE
+        GROUP BY {columns}
+        HAVING pg_catalog.count(*) > 1
+        LIMIT 1
+        """
+    ).format(
+        table=table.identifier,
+        no_null=sql.SQL(" AND ").join(sql.SQL("{} IS NOT NULL").format(name) for name in names),
+        id=Identifier(MATERIALIZATION_ID),
+        columns=sql.SQL(", ").join(names),
+    )
+
+
 def compose_validate(table: Table, column: str, *, nonnegative: bool) -> Composed:
     """Compose the scan that makes a CHECK hold for old rows; others read and write meanwhile."""
     return sql.SQL("ALTER TABLE {} VALIDATE CONSTRAINT {}").format(
@@ -194,6 +243,11 @@ def compose_drop_constraint(table: Table, name: str) -> Composed:
     return sql.SQL("ALTER TABLE {} DROP CONSTRAINT IF EXISTS {}").format(
         table.identifier, Identifier(name)
     )
+
+
+def compose_lock(table: Table, mode: Literal["ROW EXCLUSIVE", "ACCESS EXCLUSIVE"]) -> Composed:
+    """Compose a lock that ends with the transaction; partitions and children lock themselves."""
+    return sql.SQL("LOCK TABLE ONLY {} IN {} MODE").format(table.identifier, sql.SQL(mode))
 
 
 def compose_not_null(table: Table, column: str) -> Composed:

@@ -16,8 +16,9 @@ from psycopg import sql
 from psycopg.sql import Composable, Composed, Identifier
 from typing_extensions import assert_never
 
-from dagster_tools.errors import BadValue, ConfigurationError
+from dagster_tools.errors import BadValue, ConfigurationError, SchemaConflict
 from dagster_tools.postgres.columns import ExistingColumn, ExistingTable
+from dagster_tools.postgres.names import MATERIALIZATION_ID
 from dagster_tools.postgres.wire import fit, render
 
 __all__ = ["AllOf", "AnyOf", "Condition", "Deletion", "Keys", "compose_condition"]
@@ -133,9 +134,11 @@ def _compose_keys(
 def _compose_in(columns: Sequence[ExistingColumn], alias: str, first: int) -> Composed:
     names = [Identifier(f"k{position}") for position in range(len(columns))]
     return sql.SQL("({}) IN (SELECT {} FROM ROWS FROM ({}) AS keys ({}))").format(
-        sql.SQL(", ").join(Identifier(alias, column.name) for column in columns),
         sql.SQL(", ").join(
-            sql.SQL("{}::{}").format(name, column.type.as_sql)
+            _comparable(Identifier(alias, column.name), column) for column in columns
+        ),
+        sql.SQL(", ").join(
+            _comparable(sql.SQL("{}::{}").format(name, column.type.as_sql), column)
             for name, column in zip(names, columns, strict=True)
         ),
         sql.SQL(", ").join(
@@ -146,12 +149,18 @@ def _compose_in(columns: Sequence[ExistingColumn], alias: str, first: int) -> Co
     )
 
 
+def _comparable(value: Composable, column: ExistingColumn) -> Composable:
+    """Compose a value of a type that has `=`; `json` has none, and `jsonb` says what it means."""
+    return sql.SQL("{}::jsonb").format(value) if column.storage.name == "json" else value
+
+
 def _column(existing: ExistingTable, name: str) -> ExistingColumn:
     column = existing.column(name)
-    if column is None:
+    if column is None or name == MATERIALIZATION_ID:
+        present = [column.name for column in existing.columns if column.name != MATERIALIZATION_ID]
         raise ConfigurationError(
             f"delete names the column {name!r}, which {existing.table} does not have. "
-            f"Its columns are {[present.name for present in existing.columns]}."
+            f"Its columns are {present}."
         )
     return column
 
@@ -162,6 +171,11 @@ def _texts(values: pa.ChunkedArray, column: ExistingColumn) -> pa.Array:
         fitted = fit(values.combine_chunks(), field, column.storage)
     except BadValue as error:
         raise BadValue(f"delete: value {error.row} {error.reason}", column=column.name) from None
+    except SchemaConflict:
+        raise ConfigurationError(
+            f"delete compares the column {column.name!r}, which is {column.type}, with values of "
+            f"type {values.type}. Give values as the column has them."
+        ) from None
     return render(fitted, column.storage)
 
 

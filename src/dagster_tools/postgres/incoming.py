@@ -15,7 +15,12 @@ from dagster_tools.postgres.column_types import PgType
 from dagster_tools.postgres.columns import Column
 from dagster_tools.postgres.connection import Connection, translated
 from dagster_tools.postgres.copy import Copied, Progress, copy_in, has_binary_form
-from dagster_tools.postgres.evolution import Evolution, Widening, widened_type
+from dagster_tools.postgres.evolution import (
+    Evolution,
+    Widening,
+    misfit_error,
+    widened_type,
+)
 from dagster_tools.postgres.merge import compose_insert_selected
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table
 from dagster_tools.postgres.options import OutputOptions
@@ -105,7 +110,13 @@ class CopiedRows:
         return self.copied.bytes
 
     def fill(self, target: Identifier) -> None:
-        """Copy all of the feed, widening a column on the way where a stream asks for it."""
+        """Copy all of the feed, widening a column on the way where a stream asks for it.
+
+        Of a staging table only its own column is widened at once: the table itself is locked
+        for that, and not as long as rows are on the way.
+        """
+        staged = target != self.table.identifier
+        later: list[Widening] = []
         while not self.feed.exhausted:
             self.copied += copy_in(
                 self.connection,
@@ -118,7 +129,15 @@ class CopiedRows:
                 progress=self.progress,
             )
             if self.feed.misfit is not None:
-                self._widen(self.feed.misfit, target)
+                widening = self._widening(self.feed.misfit)
+                if staged:
+                    self._widen_staging(target, widening)
+                    later.append(widening)
+                else:
+                    alter.widen(self.connection, self.table, widening, self.log)
+                self.feed.retarget(widening.column, widening.new)
+        for widening in later:
+            alter.widen(self.connection, self.table, widening, self.log)
         if self.copied.rows != self.feed.row:
             self.log.warning(
                 "%s rows were sent to %s and %s arrived; a trigger of the table keeps some out.",
@@ -127,23 +146,26 @@ class CopiedRows:
                 self.copied.rows,
             )
 
-    def _widen(self, misfit: Misfit, target: Identifier) -> None:
-        """Widen the column a batch of a stream does not fit, or raise why it does not."""
+    def _widening(self, misfit: Misfit) -> Widening:
+        """Return the widening that makes a batch of a stream fit, or raise why it does not."""
         name = misfit.field.name
         wanted = next(column for column in self.plan.wanted if column.name == name)
         old = self.feed.targets[name]
-        new = None if wanted.declared else widened_type(old, misfit.field, [misfit.values])
-        if new is None or self.plan.options.schema_evolution == "strict":
+        if wanted.declared or name in self.plan.evolution.fixed:
             raise misfit.error
-        alter.widen(self.connection, self.table, Widening(name, old, new), self.log)
-        if target != self.table.identifier:
-            with translated("widening the staging table"):
-                self.connection.execute(
-                    sql.SQL("ALTER TABLE {} ALTER COLUMN {} TYPE {}").format(
-                        target, Identifier(name), new.as_sql
-                    )
+        values = [misfit.values]
+        new = widened_type(old, misfit.field, values, wanted)
+        if new is None or self.plan.options.schema_evolution == "strict":
+            raise misfit_error(self.table, old, wanted, values, misfit.error, wider=new)
+        return Widening(name, old, new)
+
+    def _widen_staging(self, staging: Identifier, widening: Widening) -> None:
+        with translated("widening the staging table"):
+            self.connection.execute(
+                sql.SQL("ALTER TABLE {} ALTER COLUMN {} TYPE {}").format(
+                    staging, Identifier(widening.column), widening.new.as_sql
                 )
-        self.feed.retarget(name, new)
+            )
 
 
 @dataclass

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from psycopg import errors, sql
 from psycopg.sql import Composed, Identifier
 
-from dagster_tools.errors import BadValue, SchemaConflict
+from dagster_tools.errors import BadValue, DatabaseError, SchemaConflict
 from dagster_tools.postgres import ddl
 from dagster_tools.postgres.alter import Key
 from dagster_tools.postgres.columns import ExistingTable
-from dagster_tools.postgres.connection import Connection, translated
+from dagster_tools.postgres.connection import Connection, transaction, translated
 from dagster_tools.postgres.deletion import Condition, Deletion, compose_condition
 from dagster_tools.postgres.incoming import Plan, Rows
 from dagster_tools.postgres.merge import (
@@ -20,20 +20,17 @@ from dagster_tools.postgres.merge import (
     compose_absent_from_staging,
     compose_delete,
     compose_delete_and_count,
-    compose_insert_new,
     compose_repeated_keys,
-    compose_update_kept,
-    compose_upsert,
+    compose_replace,
+    compose_replace_kept,
 )
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table
 from dagster_tools.postgres.tracking import Counts
+from dagster_tools.postgres.upsert import Staged, upsert
 
 __all__ = ["Loader", "delete_earlier"]
 
 STAGING = "dagster_tools_staging"
-NO_EQUALITY = frozenset({"json", "xml", "point", "polygon"})
-"""Types whose values PostgreSQL cannot compare with `=`."""
-
 NO_ROW = Condition(sql.SQL("false").format(), ())
 """Nothing goes before the rows come in."""
 
@@ -81,7 +78,7 @@ class Loader:
     plan: Plan
     rows: Rows
     deleted: Mapping[str | None, int] = field(default_factory=dict)
-    upserted: Mapping[int, tuple[int, int]] | None = None
+    upserted: dict[int, tuple[int, int]] | None = None
 
     def create(self, *, indexed: bool) -> None:
         """Create the table, load it, and only then build its keys and indexes.
@@ -140,7 +137,7 @@ class Loader:
             compose_condition(deletion, existing, "kept", first=2) if deletion is not None else None
         )
         if self.plan.options.primary_key:
-            self._upsert(earlier, condition)
+            self._upsert(existing, earlier, condition)
         else:
             self._put_in_place(existing, earlier, condition or NO_ROW)
 
@@ -178,86 +175,150 @@ class Loader:
         earlier: Mapping[int, str | None],
         condition: Condition | None,
     ) -> None:
-        """Replace rows that a foreign key of another table may reference.
+        """Replace rows that a foreign key may reference, in one statement.
 
-        Rows whose referenced key stays are updated in place, so that a reference holds
-        throughout and no ON DELETE action fires; only vanished keys are deleted.
+        The server checks references at its end, so a row may go and come again. An ON DELETE
+        action would not wait for that: where there is one, rows whose key stays are updated
+        in place, and only vanished keys are deleted.
         """
-        connection, table, names = self.connection, self.table, self.rows.names
-        key = _referenced_key(existing)
-        if not set(key) <= set(names):
-            raise SchemaConflict(
-                f"{table} is referenced by its columns {list(key)}, and the frame lacks some of "
-                f"them. Its columns are {names}."
-            )
-        staging = self._stage()
-        absent = [
-            column.name
-            for column in existing.columns
-            if column.name not in (*self.rows.names, MATERIALIZATION_ID)
-            and not column.filled_by_server
-        ]
+        table, names = self.table, self.rows.names
         clause, parameters = (
             (condition.clause, condition.parameters) if condition else (EVERY_ROW, ())
         )
-        numbers = [partition.materialization_id for partition in self.rows.partitions]
-        with translated(f"replacing rows of {table}", data=True):
-            connection.execute(
-                compose_update_kept(table, staging, names, key, absent=absent, condition=clause),
-                [list(earlier), *parameters],
-            )
-        self.deleted = delete_earlier(connection, table, earlier, condition)
-        with translated(f"replacing rows of {table}", data=True):
-            connection.execute(compose_insert_new(table, staging, names, key), [numbers])
-
-    def _upsert(self, earlier: Mapping[int, str | None], condition: Condition | None) -> None:
-        connection, table, key = self.connection, self.table, self.plan.options.primary_key
+        key = self._acting_key(existing)
         staging = self._stage()
-        self._refuse_repeated_keys(staging, key)
-        if condition is not None:
+        if key is None:
+            statement = compose_replace(table, staging, names, clause)
+        else:
+            absent = [
+                column.name
+                for column in existing.columns
+                if column.name not in (*names, MATERIALIZATION_ID) and not column.filled_by_server
+            ]
+            statement = compose_replace_kept(
+                table, staging, names, key, absent=absent, condition=clause
+            )
+        with translated(f"replacing rows of {table}", data=True):
+            counts = self.connection.execute(statement, [list(earlier), *parameters]).fetchall()
+        self._count_replaced(counts, earlier)
+        if key is not None and any(count.unchanged for count in self.counts().values()):
+            self._refuse_repeated_keys(staging, key, "referenced key")
+
+    def _acting_key(self, existing: ExistingTable) -> tuple[str, ...] | None:
+        """Return the key whose loss would fire an ON DELETE action, None where there is none."""
+        keys = [key.columns for key in existing.referencing if key.on_delete != NO_ACTION]
+        if not keys:
+            return None
+        if not set(keys[0]) <= set(self.rows.names):
+            raise SchemaConflict(
+                f"{self.table} is referenced by its columns {list(keys[0])}, and the frame lacks "
+                f"some of them. Its columns are {list(self.rows.names)}."
+            )
+        return keys[0]
+
+    def _count_replaced(
+        self, counts: Sequence[tuple[int, int, int, int]], earlier: Mapping[int, str | None]
+    ) -> None:
+        """Sort the counts: of old materializations rows were deleted, of new ones all else."""
+        deleted: dict[str | None, int] = {}
+        self.upserted = {}
+        for number, inserted, updated, gone in counts:
+            if number in earlier:
+                deleted[earlier[number]] = deleted.get(earlier[number], 0) + gone
+            else:
+                self.upserted[number] = (inserted, updated)
+        self.deleted = deleted
+
+    def _upsert(
+        self,
+        existing: ExistingTable,
+        earlier: Mapping[int, str | None],
+        condition: Condition | None,
+    ) -> None:
+        table, key, rows = self.table, self.plan.options.primary_key, self.rows
+        staging = self._stage()
+        self._index_staging(staging, key)
+        numbers = [partition.materialization_id for partition in rows.partitions]
+        staged = Staged(staging, rows.targets, key, sum(rows.counts.values()), numbers)
+
+        def delete() -> Mapping[str | None, int]:
+            if condition is None:
+                return {}
             comes_again = compose_absent_from_staging(staging, key)
             clause = sql.SQL("({}) AND {}").format(condition.clause, comes_again)
             gone = Condition(clause, condition.parameters)
-            self.deleted = delete_earlier(connection, table, earlier, gone)
-        names = self.rows.names
-        as_text = [name for name in names if self.rows.targets[name].name in NO_EQUALITY]
-        with translated(f"merging rows into {table}", data=True):
-            counts = connection.execute(
-                compose_upsert(table, staging, names, key, as_text)
-            ).fetchall()
-        self.upserted = {number: (inserted, updated) for number, inserted, updated in counts}
+            return delete_earlier(self.connection, table, earlier, gone)
+
+        done = upsert(self.connection, existing, staged, delete)
+        self.deleted = done.deleted
+        self.upserted = {n: (done.inserted.get(n, 0), done.updated.get(n, 0)) for n in numbers}
 
     def _stage(self) -> Identifier:
         """Put the new rows into a temporary table that ends with the transaction."""
         staging = Identifier("pg_temp", STAGING)
         statement = ddl.compose_staging(STAGING, self.table, self.rows.names)
-        with translated("creating a staging table (needs TEMP on the database)"):
-            self.connection.execute(statement)
+        step = "creating a staging table"
+        try:
+            with translated(step):
+                self.connection.execute(statement)
+        except DatabaseError as error:
+            if error.sqlstate != errors.InsufficientPrivilege.sqlstate:
+                raise
+            info = self.connection.info
+            raise DatabaseError(
+                "This role may not create temporary tables, which an upsert needs, and a replace "
+                "of rows that a foreign key references. Ask an administrator for: GRANT TEMPORARY "
+                f"ON DATABASE {Identifier(info.dbname).as_string()} "
+                f"TO {Identifier(info.user).as_string()};",
+                sqlstate=error.sqlstate,
+                step=step,
+            ) from None
         self.rows.fill(staging)
         return staging
 
-    def _refuse_repeated_keys(self, staging: Identifier, key: Sequence[str]) -> None:
+    def _index_staging(self, staging: Identifier, key: Sequence[str]) -> None:
+        """Build the index that shows repeated keys; it costs a third of grouping by them."""
+        statement = ddl.compose_staging_key(
+            STAGING, {name: self.rows.targets[name] for name in key}
+        )
         with translated("looking for repeated keys"):
-            found = self.connection.execute(compose_repeated_keys(staging, key)).fetchall()
+            unique = self._is_unique(statement)
+        if not unique:
+            self._refuse_repeated_keys(staging, key, "primary key")
+
+    def _refuse_repeated_keys(self, target: Identifier, key: Sequence[str], kind: str) -> None:
+        with translated("looking for repeated keys"):
+            found = self.connection.execute(compose_repeated_keys(target, key)).fetchall()
         for count, first, again in found:
+            what = f"of the {kind} {list(key)}"
             raise BadValue(
-                f"{count} values of the primary key {list(key)} stand in more than one row; the "
-                f"first of them in rows {first} and {again}. Nothing was written."
+                f"1 value {what} stands in more than one row, in rows {first} and {again}."
+                if count == 1
+                else f"{count} values {what} stand in more than one row, the first of them in "
+                f"rows {first} and {again}."
             )
 
     def _add_key(self, key: Key) -> None:
+        statement = ddl.compose_key(self.table, key.columns, primary=key.primary)
         with translated(f"adding the {key} to {self.table}"):
-            statement = ddl.compose_key(self.table, key.columns, primary=key.primary)
-            self._refusing_repeated(statement, str(key))
+            unique = self._is_unique(statement)
+        if not unique:
+            kind = "primary key" if key.primary else "unique column"
+            self._refuse_repeated_keys(self.table.identifier, key.columns, kind)
+
+    def _is_unique(self, statement: Composed) -> bool:
+        """Build a unique index or a key, or tell that rows forbid it."""
+        try:
+            with transaction(self.connection):
+                self.connection.execute(statement)
+        except errors.UniqueViolation:
+            return False
+        return True
 
     def _refusing_repeated(self, statement: Composed, key: str) -> None:
         try:
             self.connection.execute(statement)
         except errors.UniqueViolation:
-            raise BadValue(f"Rows repeat values of the {key}.") from None
-
-
-def _referenced_key(existing: ExistingTable) -> tuple[str, ...]:
-    """Return the key to match rows by: one whose loss would fire an action, if there is any."""
-    acting = [key for key in existing.referencing if key.on_delete != NO_ACTION]
-    return (acting or list(existing.referencing))[0].columns
+            raise BadValue(
+                f"The rows repeat values of the {key}, among themselves or of rows that stay."
+            ) from None

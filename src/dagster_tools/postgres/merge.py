@@ -13,13 +13,16 @@ from dagster_tools.postgres.names import MATERIALIZATION_ID, Table
 __all__ = [
     "compose_absent_from_staging",
     "compose_copy_in",
+    "compose_counted",
     "compose_delete",
     "compose_delete_and_count",
-    "compose_insert_new",
+    "compose_insert_absent",
     "compose_insert_selected",
+    "compose_known_keys",
     "compose_repeated_keys",
-    "compose_update_kept",
-    "compose_upsert",
+    "compose_replace",
+    "compose_replace_kept",
+    "compose_update_changed",
 ]
 
 EVERY_ROW = sql.SQL("true")
@@ -71,17 +74,7 @@ def compose_delete(table: Table, condition: Composable = EVERY_ROW) -> Composed:
 
 def compose_delete_and_count(table: Table, condition: Composable = EVERY_ROW) -> Composed:
     """Compose the same delete, returning how many rows of each materialization went."""
-    return sql.SQL(
-        """
-        WITH deleted AS (
-            {delete}
-            RETURNING kept.{id}
-        )
-        SELECT {id}, pg_catalog.count(*)
-        FROM deleted
-        GROUP BY 1
-        """
-    ).format(delete=compose_delete(table, condition), id=Identifier(MATERIALIZATION_ID))
+    return compose_counted(compose_delete(table, condition))
 
 
 def compose_absent_from_staging(staging: Identifier, key: Sequence[str]) -> Composed:
@@ -94,7 +87,7 @@ def compose_absent_from_staging(staging: Identifier, key: Sequence[str]) -> Comp
 def compose_repeated_keys(staging: Identifier, key: Sequence[str]) -> Composed:
     """Compose a query for keys that more than one row has: how many, and the first such rows.
 
-    It returns no row where every key is there once.
+    It returns no row where every key is there once. NULL repeats nothing.
     """
     # Under names of ours, which the frame's cannot meet.
     own = [Identifier(f"k{position}") for position in range(len(key))]
@@ -107,6 +100,7 @@ def compose_repeated_keys(staging: Identifier, key: Sequence[str]) -> Composed:
         repeated AS (
             SELECT pg_catalog.min(row) AS first, pg_catalog.max(row) AS last
             FROM numbered
+            WHERE {whole}
             GROUP BY {own}
             HAVING pg_catalog.count(*) > 1
         )
@@ -121,76 +115,141 @@ def compose_repeated_keys(staging: Identifier, key: Sequence[str]) -> Composed:
             sql.SQL("{} AS {}").format(Identifier(name), alias)
             for name, alias in zip(key, own, strict=True)
         ),
+        whole=sql.SQL(" AND ").join(sql.SQL("{} IS NOT NULL").format(name) for name in own),
         own=sql.SQL(", ").join(own),
         staging=staging,
     )
 
 
-def compose_upsert(
+def compose_update_changed(
     table: Table,
     staging: Identifier,
     columns: Sequence[str],
     key: Sequence[str],
-    compared_as_text: Collection[str],
+    compared_by_image: Collection[str] = (),
 ) -> Composed:
-    """Compose insert and update by key; rows that do not differ are left alone.
+    """Compose the update of rows that differ from the staged ones of their key.
 
-    Returns, for each materialization, how many rows were inserted and updated. Rows are
-    visited in the order of the key, so that two writers of the same keys cannot deadlock.
-    Unchanged rows are left out before ON CONFLICT sees them, which would lock each.
+    Rows that do not differ are not touched, and columns the frame lacks keep their values.
 
     Args:
-        compared_as_text: Columns of types without an equality of their own (`json`).
+        compared_by_image: Columns whose type has no equality, or one that is not identity.
     """
     values = [name for name in columns if name not in key]
-    every = [*columns, MATERIALIZATION_ID]
-    if values:
-        action = sql.SQL("UPDATE SET {} WHERE {}").format(
-            sql.SQL(", ").join(
-                sql.SQL("{name} = excluded.{name}").format(name=Identifier(name))
-                for name in [*values, MATERIALIZATION_ID]
-            ),
-            _differs("kept", "excluded", values, compared_as_text),
-        )
-        changed = sql.SQL("present.{} IS NULL OR {}").format(
-            Identifier(key[0]), _differs("present", "staging", values, compared_as_text)
-        )
-    else:
-        action = sql.SQL("NOTHING").format()
-        changed = sql.SQL("present.{} IS NULL").format(Identifier(key[0]))
     return sql.SQL(
         """
-        WITH written AS (
-            INSERT INTO {table} AS kept ({names})
-            SELECT {staged}
-            FROM {staging} AS staging
-            LEFT JOIN {table} AS present ON {same_key}
-            WHERE {changed}
-            ORDER BY {ordered}
-            ON CONFLICT ({key}) DO {action}
-            RETURNING kept.{id}, kept.xmax = 0 AS inserted
-        )
-        SELECT {id},
-               pg_catalog.count(*) FILTER (WHERE inserted),
-               pg_catalog.count(*) FILTER (WHERE NOT inserted)
-        FROM written
-        GROUP BY 1
+        UPDATE {table} AS kept
+        SET {assignments}
+        FROM {staging} AS staging
+        WHERE {same_key}
+          AND {differs}
         """
     ).format(
         table=table.identifier,
-        names=_names(every),
-        staged=_qualified("staging", every),
+        assignments=sql.SQL(", ").join(
+            sql.SQL("{name} = staging.{name}").format(name=Identifier(name))
+            for name in [*values, MATERIALIZATION_ID]
+        ),
+        staging=staging,
+        same_key=_same_key("kept", key),
+        differs=_differs(values, compared_by_image),
+    )
+
+
+def compose_insert_absent(
+    table: Table, staging: Identifier, columns: Sequence[str], key: Sequence[str]
+) -> Composed:
+    """Compose the insert of staged rows whose key the table lacks."""
+    return sql.SQL(
+        """
+        INSERT INTO {table} AS kept ({names})
+        SELECT {names}
+        FROM {staging} AS staging
+        WHERE NOT EXISTS (SELECT FROM {table} AS present WHERE {same_key})
+        """
+    ).format(
+        table=table.identifier,
+        names=_names([*columns, MATERIALIZATION_ID]),
         staging=staging,
         same_key=_same_key("present", key),
-        changed=changed,
-        ordered=_qualified("staging", key),
+    )
+
+
+def compose_counted(statement: Composed) -> Composed:
+    """Compose the same statement, returning how many rows of each materialization it wrote."""
+    return sql.SQL(
+        """
+        WITH written AS (
+            {statement}
+            RETURNING kept.{id}
+        )
+        SELECT {id}, pg_catalog.count(*)
+        FROM written
+        GROUP BY 1
+        """
+    ).format(statement=statement, id=Identifier(MATERIALIZATION_ID))
+
+
+def compose_known_keys(
+    table: Table, staging: Identifier, key: Sequence[str], *, sample: int
+) -> Composed:
+    """Compose how many of the first staged keys the table has."""
+    return sql.SQL(
+        """
+        SELECT pg_catalog.count(*)
+        FROM (SELECT {key} FROM {staging} LIMIT {sample}) AS staging
+        WHERE EXISTS (SELECT FROM {table} AS present WHERE {same_key})
+        """
+    ).format(
         key=_names(key),
-        action=action,
+        staging=staging,
+        sample=sql.Literal(sample),
+        table=table.identifier,
+        same_key=_same_key("present", key),
+    )
+
+
+def compose_replace(
+    table: Table,
+    staging: Identifier,
+    columns: Sequence[str],
+    condition: Composable = EVERY_ROW,
+) -> Composed:
+    """Compose delete and insert as one statement, at whose end references must hold.
+
+    $1: the materializations replaced. Returns, for each materialization, how many rows were
+    inserted, updated and deleted.
+
+    Args:
+        condition: Which rows are replaced, in terms of `kept`.
+    """
+    return sql.SQL(
+        """
+        WITH deleted AS (
+            {delete}
+            RETURNING kept.{id}
+        ),
+        inserted AS (
+            INSERT INTO {table} ({names})
+            SELECT {names}
+            FROM {staging} AS staging
+            WHERE {after_deleted}
+            RETURNING {id}
+        )
+        {counts}
+        """
+    ).format(
+        delete=compose_delete(table, condition),
+        table=table.identifier,
+        names=_names([*columns, MATERIALIZATION_ID]),
+        staging=staging,
+        after_deleted=_after("deleted"),
+        counts=_counts("inserted", "deleted"),
         id=Identifier(MATERIALIZATION_ID),
     )
 
 
-def compose_update_kept(
+def compose_replace_kept(
     table: Table,
     staging: Identifier,
     columns: Sequence[str],
@@ -199,10 +258,9 @@ def compose_update_kept(
     absent: Sequence[str],
     condition: Composable = EVERY_ROW,
 ) -> Composed:
-    """Give rows whose referenced key stays their new values. $1: the materializations replaced.
+    """Compose the same for rows that keep their place in the table as long as their key stays.
 
-    They are not deleted, so no ON DELETE action of a foreign key fires for them; and as
-    they now bear the new materialization, what still bears an old one has vanished.
+    They are updated and not deleted, so no ON DELETE action of a foreign key fires for them.
 
     Args:
         absent: Columns the frame lacks: they get their default, as a new row's would.
@@ -215,47 +273,80 @@ def compose_update_kept(
     assignments += [sql.SQL("{} = DEFAULT").format(Identifier(name)) for name in absent]
     return sql.SQL(
         """
-        UPDATE {table} AS kept
-        SET {assignments}
-        FROM {staging} AS staging
-        WHERE {same_key}
-          AND kept.{id} = ANY ($1)
-          AND {condition}
-        """
-    ).format(
-        table=table.identifier,
-        assignments=sql.SQL(", ").join(assignments),
-        staging=staging,
-        same_key=_same_key("kept", key),
-        id=Identifier(MATERIALIZATION_ID),
-        condition=condition,
-    )
-
-
-def compose_insert_new(
-    table: Table, staging: Identifier, columns: Sequence[str], key: Sequence[str]
-) -> Composed:
-    """Insert what `compose_update_kept` found no row for. $1: the new materializations."""
-    names = _names([*columns, MATERIALIZATION_ID])
-    return sql.SQL(
-        """
-        INSERT INTO {table} ({names})
-        SELECT {names}
-        FROM {staging} AS staging
-        WHERE NOT EXISTS (
-            SELECT
-            FROM {table} AS kept
+        WITH deleted AS (
+            {delete}
+            RETURNING kept.{id}
+        ),
+        updated AS (
+            UPDATE {table} AS kept
+            SET {assignments}
+            FROM {staging} AS staging
             WHERE {same_key}
               AND kept.{id} = ANY ($1)
+              AND {condition}
+              AND {after_deleted}
+            RETURNING kept.{id}
+        ),
+        inserted AS (
+            INSERT INTO {table} ({names})
+            SELECT {names}
+            FROM {staging} AS staging
+            WHERE NOT EXISTS (
+                SELECT
+                FROM {table} AS kept
+                WHERE {same_key}
+                  AND kept.{id} = ANY ($1)
+                  AND {condition}
+            )
+              AND {after_updated}
+            RETURNING {id}
         )
+        {counts}
         """
     ).format(
+        delete=compose_delete(
+            table,
+            sql.SQL("{} AND {}").format(condition, compose_absent_from_staging(staging, key)),
+        ),
         table=table.identifier,
-        names=names,
+        assignments=sql.SQL(", ").join(assignments),
+        names=_names([*columns, MATERIALIZATION_ID]),
         staging=staging,
         same_key=_same_key("kept", key),
+        condition=condition,
+        after_deleted=_after("deleted"),
+        after_updated=_after("updated"),
+        counts=_counts("inserted", "updated", "deleted"),
         id=Identifier(MATERIALIZATION_ID),
     )
+
+
+def _after(step: str) -> Composed:
+    """Compose a condition that is true, but not known before a step of the WITH is through.
+
+    Without it the server promises no order, and a unique value could come before it went.
+    """
+    return sql.SQL("(SELECT pg_catalog.count(*) FROM {}) IS NOT NULL").format(Identifier(step))
+
+
+def _counts(*steps: str) -> Composed:
+    """Compose how many rows of each materialization were inserted, updated and deleted."""
+    every = (
+        sql.SQL("SELECT {id}, {step} AS step FROM {name}").format(
+            id=Identifier(MATERIALIZATION_ID), step=sql.Literal(step), name=Identifier(step)
+        )
+        for step in steps
+    )
+    return sql.SQL(
+        """
+        SELECT {id},
+               pg_catalog.count(*) FILTER (WHERE step = 'inserted'),
+               pg_catalog.count(*) FILTER (WHERE step = 'updated'),
+               pg_catalog.count(*) FILTER (WHERE step = 'deleted')
+        FROM ({every}) AS every
+        GROUP BY 1
+        """
+    ).format(id=Identifier(MATERIALIZATION_ID), every=sql.SQL(" UNION ALL ").join(every))
 
 
 def _same_key(alias: str, key: Sequence[str]) -> Composed:
@@ -265,25 +356,18 @@ def _same_key(alias: str, key: Sequence[str]) -> Composed:
     )
 
 
-def _differs(
-    left: str, right: str, columns: Sequence[str], compared_as_text: Collection[str]
-) -> Composed:
-    """Compose whether two rows differ; NULL equals NULL and NaN equals NaN."""
-
-    def side(alias: str, name: str) -> Composed:
-        cast = sql.SQL("::text" if name in compared_as_text else "")
-        return sql.SQL("{}{}").format(Identifier(alias, name), cast)
-
+def _differs(columns: Sequence[str], compared_by_image: Collection[str]) -> Composed:
+    """Compose whether `kept` and `staging` differ; NULL equals NULL and NaN equals NaN."""
+    by_value = sql.SQL("kept.{name} IS DISTINCT FROM staging.{name}")
+    by_image = sql.SQL(
+        "ROW(kept.{name})::record OPERATOR(pg_catalog.*<>) ROW(staging.{name})::record"
+    )
     return sql.SQL("({})").format(
         sql.SQL(" OR ").join(
-            sql.SQL("{} IS DISTINCT FROM {}").format(side(left, name), side(right, name))
+            (by_image if name in compared_by_image else by_value).format(name=Identifier(name))
             for name in columns
         )
     )
-
-
-def _qualified(alias: str, columns: Sequence[str]) -> Composed:
-    return sql.SQL(", ").join(Identifier(alias, name) for name in columns)
 
 
 def _names(columns: Sequence[str]) -> Composed:

@@ -82,11 +82,15 @@ class Projected:
     casts: tuple[PgType, ...]
 
     @property
+    def arriving(self) -> PgType:
+        """The type of the values as the server sends them."""
+        return self.casts[-1] if self.casts else self.storage
+
+    @property
     def field(self) -> pa.Field:
         """The Arrow field of the decoded values."""
-        arriving = self.casts[-1] if self.casts else self.storage
-        element = NATIVE.get(arriving.name, pa.string())
-        arrow = pa.list_(element) if arriving.array else element
+        element = NATIVE.get(self.arriving.name, pa.string())
+        arrow = pa.list_(element) if self.arriving.array else element
         return pa.field(self.name, arrow, metadata={TYPE_KEY: str(self.type).encode()})
 
 
@@ -218,7 +222,8 @@ def _decoded(array: pa.Array, column: Projected, table: Table) -> pa.Array:
         else:
             checked = plain.cast(target)
     _check_finite(checked, column, table)
-    return checked
+    is_numeric = column.arriving.name == "numeric" and not column.arriving.array
+    return _spelled_as_by_postgresql(checked) if is_numeric else checked
 
 
 def _check_finite(array: pa.Array, column: Projected, table: Table) -> None:
@@ -234,6 +239,14 @@ def _check_finite(array: pa.Array, column: Projected, table: Table) -> None:
     if smallest is not None and smallest < limit:
         raise _unreadable(table, column, "holds infinity, or a year that Arrow cannot hold")
     return None
+
+
+def _spelled_as_by_postgresql(numeric: pa.Array) -> pa.Array:
+    """Return the text of numbers as the server casts them; the driver writes nan and inf."""
+    special = pc.index_in(numeric, pa.array(["nan", "inf", "-inf"]))
+    if special.null_count == len(special):
+        return numeric
+    return pc.coalesce(pa.array(["NaN", "Infinity", "-Infinity"]).take(special), numeric)
 
 
 def _durations(array: pa.Array, column: Projected, table: Table) -> pa.Array:

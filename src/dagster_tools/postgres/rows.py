@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import chain
 from typing import Protocol
 
@@ -12,10 +13,11 @@ import pyarrow.compute as pc
 
 from dagster_tools.errors import BadValue, SchemaConflict
 from dagster_tools.postgres.column_types import PgType
+from dagster_tools.postgres.columns import Column
 from dagster_tools.postgres.names import MATERIALIZATION_ID
-from dagster_tools.postgres.wire import fit
+from dagster_tools.postgres.wire import check_modifiers, fit
 
-__all__ = ["Feed", "Misfit", "Numbered", "Source", "open_source"]
+__all__ = ["Feed", "Misfit", "Numbered", "Source", "check_key", "open_source"]
 
 ROWS_AT_A_TIME = 8_192
 """Rows encoded at a time: few enough that the server never waits for the next ones.
@@ -23,6 +25,9 @@ ROWS_AT_A_TIME = 8_192
 What is on the way fits a socket's buffers only so long. A million rows of ten columns took 8 %
 longer with 65,536 at a time, and nothing less with a thread that encodes ahead (measured).
 """
+
+SHOWN = 5
+"""Rows that a message names."""
 
 BYTES_AT_A_TIME = 16_000_000
 """Bounds the same for long rows, and with it the memory that encoding takes."""
@@ -83,6 +88,27 @@ def _rows_at_a_time(batch: pa.RecordBatch, chunk_size: int) -> int:
     return max(1, min(ROWS_AT_A_TIME, min(chunk_size, BYTES_AT_A_TIME) // bytes_per_row))
 
 
+def check_key(rows: pa.Table | pa.RecordBatch, key: Sequence[str], *, first_row: int = 0) -> None:
+    """Refuse rows whose primary key has a NULL in it.
+
+    Raises:
+        BadValue: Names the columns, how many rows, and the first of these.
+    """
+    nulls = {name: rows.column(name) for name in key if name in rows.schema.names}
+    nulls = {name: column.is_null() for name, column in nulls.items() if column.null_count}
+    if not nulls:
+        return
+    anywhere = reduce(pc.or_, nulls.values())
+    found = pc.indices_nonzero(anywhere)
+    shown = ", ".join(str(first_row + row) for row in found[:SHOWN].to_pylist())
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    count = "1 row has" if len(found) == 1 else f"{len(found)} rows have"
+    raise BadValue(
+        f"{count} NULL in the primary key {list(key)}, in column {' and '.join(map(repr, nulls))}: "
+        f"row {shown}{more}. A row is found by its key; leave those out, or fill the column."
+    )
+
+
 class Numbered(Protocol):
     """A partition, and the number its new rows bear."""
 
@@ -103,10 +129,17 @@ class Feed:
     """
 
     def __init__(
-        self, source: Source, partitions: Sequence[Numbered], targets: Mapping[str, PgType]
+        self,
+        source: Source,
+        partitions: Sequence[Numbered],
+        targets: Mapping[str, PgType],
+        wanted: Iterable[Column],
+        key: Sequence[str] = (),
     ) -> None:
         self.schema = source.schema
         self.targets = {name: targets[name] for name in source.schema.names}
+        self.wanted = {column.name: column for column in wanted}
+        self.key = key
         self.row = 0
         self.partitions = partitions
         self.rows: dict[str | None, int] = {partition.key: 0 for partition in partitions}
@@ -134,17 +167,30 @@ class Feed:
         pending = [self.misfit.batch] if self.misfit else []
         self.misfit = None
         for batch in chain(pending, self._batches):
+            check_key(batch, self.key, first_row=self.row)
             arrays: list[pa.Array] = []
             for frame_field, array in zip(self.schema, batch.columns, strict=False):
-                target = self.targets[frame_field.name]
                 try:
-                    arrays.append(fit(array, frame_field, target, first_row=self.row))
+                    arrays.append(self._fitted(array, frame_field))
                 except (BadValue, SchemaConflict) as error:
                     self.misfit = Misfit(batch, frame_field, array, error)
                     return
             yield pa.RecordBatch.from_arrays([*arrays, self._numbered(batch)], names=self.columns)
             self.row += batch.num_rows
         self._exhausted = True
+
+    def _fitted(self, array: pa.Array, frame_field: pa.Field) -> pa.Array:
+        name, row = frame_field.name, self.row
+        column = self.wanted[name]
+        fitted = fit(array, frame_field, self.targets[name], first_row=row)
+        check_modifiers(
+            fitted,
+            name,
+            not_null=column.not_null,
+            nonnegative=column.nonnegative,
+            first_row=row,
+        )
+        return fitted
 
     def _numbered(self, batch: pa.RecordBatch) -> pa.Array:
         """Return the materialization's number of each row, and count the rows by partition."""

@@ -10,6 +10,7 @@ from dagster_tools.errors import ConfigurationError
 from dagster_tools.postgres.catalog import fetch_catalog
 from dagster_tools.postgres.connection import Connection, transaction, translated
 from dagster_tools.postgres.grants import check_roles, grant_select
+from dagster_tools.postgres.privileges import explained
 from dagster_tools.postgres.statements import Statement, split_statements
 from dagster_tools.postgres.tracking import Counts, lock_table
 from dagster_tools.postgres.write import Output, Written, write_query
@@ -49,7 +50,8 @@ def run_sql(
             )
         if statements[0].returns_rows:
             return write_query(connection, output, statements[0].as_sql)
-    return _run_statements(connection, output, statements, retry=retry)
+    with explained(connection, output.table, output.tracking.schema, "look up", "record"):
+        return _run_statements(connection, output, statements, retry=retry)
 
 
 def _run_statements(
@@ -61,7 +63,7 @@ def _run_statements(
     before = fetch_catalog(connection, table, tracking.schema)
     if not before.tracking_exists:
         tracking.create(connection)
-    with transaction(connection):
+    with translated("committing the statements"), transaction(connection):
         with translated(f"locking {table}"):
             lock_table(connection, table, first_write=False)
         partitions = tracking.lock_partitions(connection, table, lineage)

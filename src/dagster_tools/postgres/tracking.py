@@ -25,6 +25,8 @@ __all__ = [
     "create_schema",
     "lock_grants",
     "lock_table",
+    "lock_upserts",
+    "try_lock_builders",
 ]
 
 TABLES = frozenset({"assets", "materializations", "leftovers"})
@@ -85,6 +87,7 @@ class Stored:
 
     Args:
         filled: Whether the last of them had rows.
+        rows: What they wrote and did not delete. A user's own statements may have changed that.
     """
 
     asset_id: int
@@ -92,6 +95,7 @@ class Stored:
     table: Table
     materialization_ids: tuple[int, ...]
     filled: bool
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,7 +369,8 @@ class Tracking:
                            (pg_catalog.array_agg(
                                m.rows_inserted + m.rows_updated + m.rows_unchanged > 0
                                ORDER BY m.id DESC
-                           ))[1]
+                           ))[1],
+                           pg_catalog.sum(m.rows_inserted - m.rows_deleted)::bigint
                     FROM {} AS a
                     JOIN {} AS m ON m.asset_id = a.id
                     WHERE a.asset_key = $1
@@ -377,8 +382,8 @@ class Tracking:
                 [asset_key, None if partition_keys is None else list(partition_keys)],
             ).fetchall()
         stored = [
-            Stored(asset_id, key, Table(schema, name), tuple(ids), filled)
-            for asset_id, key, schema, name, ids, filled in rows
+            Stored(asset_id, key, Table(schema, name), tuple(ids), filled, left)
+            for asset_id, key, schema, name, ids, filled, left in rows
         ]
         if partition_keys is not None or not stored:
             return stored
@@ -473,10 +478,31 @@ def lock_grants(connection: Connection) -> None:
     _lock(connection, "grants")
 
 
+def lock_upserts(connection: Connection, table: Table) -> None:
+    """Take turns with all other upserts of the table that met one, until the transaction ends."""
+    _lock(connection, "upserts", table.schema, table.name)
+
+
+def try_lock_builders(connection: Connection, table: Table) -> bool:
+    """Be the only one to build an index of the table, until the transaction ends; tell if so.
+
+    Never waits: a session that does holds a snapshot, for whose end the builder would wait.
+    """
+    # Without parameters: what holds them would keep a snapshot to the end of the transaction.
+    number = sql.Literal(_lock_number("builders", table.schema, table.name))
+    row = connection.execute(
+        sql.SQL("SELECT pg_catalog.pg_try_advisory_xact_lock({})").format(number)
+    ).fetchone()
+    return row is not None and bool(row[0])
+
+
 def _lock(connection: Connection, *what: str, shared: bool = False) -> None:
-    digest = hashlib.blake2b("\0".join(("dagster_tools", *what)).encode(), digest_size=8).digest()
     function = "pg_advisory_xact_lock_shared" if shared else "pg_advisory_xact_lock"
     connection.execute(
-        sql.SQL("SELECT pg_catalog.{}($1)").format(Identifier(function)),
-        [int.from_bytes(digest, "big", signed=True)],
+        sql.SQL("SELECT pg_catalog.{}($1)").format(Identifier(function)), [_lock_number(*what)]
     )
+
+
+def _lock_number(*what: str) -> int:
+    digest = hashlib.blake2b("\0".join(("dagster_tools", *what)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)

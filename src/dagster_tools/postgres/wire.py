@@ -23,7 +23,7 @@ from dagster_tools import json_text
 from dagster_tools.errors import BadValue, SchemaConflict
 from dagster_tools.postgres.column_types import PgType, is_geometry, is_list, plain_type, wire_type
 
-__all__ = ["encode", "fit", "render"]
+__all__ = ["check_modifiers", "encode", "fit", "render"]
 
 DAYS_4713_BC = -2_440_588
 LAST_DAY = 2_145_042_541
@@ -75,6 +75,23 @@ def fit(array: pa.Array, field: pa.Field, target: PgType, *, first_row: int = 0)
     if geometry and target.name not in {"geometry", "geography", "bytea"}:
         raise place.conflict(pa.binary(), "Declare the column as geometry.")
     return fitting(array, place)
+
+
+def check_modifiers(
+    array: pa.Array, name: str, *, not_null: bool, nonnegative: bool, first_row: int = 0
+) -> None:
+    """Refuse a value of an array that `fit` returned if the column's modifiers forbid it.
+
+    Raises:
+        BadValue: A NULL where there must be none, or a negative number; names column and row.
+    """
+    if not_null and array.null_count:
+        row = first_row + array.is_null().index(True).as_py()
+        raise BadValue("is NULL, and the column is NOT NULL", column=name, row=row)
+    if nonnegative:
+        row = pc.index(pc.less(array, pa.scalar(0, array.type)), pa.scalar(True)).as_py()
+        if row >= 0:
+            raise BadValue("is negative, and the column is uint", column=name, row=first_row + row)
 
 
 def encode(array: pa.Array, target: PgType) -> pa.Array:

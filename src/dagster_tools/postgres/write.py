@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
-from psycopg import sql
-from psycopg.sql import Composed, Identifier
+from psycopg import errors
+from psycopg.sql import Composed
 
 from dagster_tools.errors import ConfigurationError, DatabaseError, SchemaConflict
-from dagster_tools.postgres import alter
-from dagster_tools.postgres.catalog import Catalog, describe_query, fetch_catalog, fetch_storage
+from dagster_tools.postgres import alter, ddl
+from dagster_tools.postgres.catalog import (
+    Catalog,
+    describe_query,
+    fetch_catalog,
+    fetch_storage,
+    resolve_types,
+)
 from dagster_tools.postgres.column_types import PgType
-from dagster_tools.postgres.columns import Column, ExistingTable, wanted_columns
+from dagster_tools.postgres.columns import (
+    Column,
+    ExistingColumn,
+    ExistingTable,
+    wanted_columns,
+)
 from dagster_tools.postgres.connection import Connection, transaction, translated
 from dagster_tools.postgres.copy import Progress
 from dagster_tools.postgres.deletion import Deletion, compose_condition
@@ -24,7 +36,8 @@ from dagster_tools.postgres.incoming import CopiedRows, Plan, Rows, SelectedRows
 from dagster_tools.postgres.loader import Loader, delete_earlier
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table, check_column_names
 from dagster_tools.postgres.options import OutputOptions
-from dagster_tools.postgres.rows import Feed, Source, open_source
+from dagster_tools.postgres.privileges import Purpose, explained
+from dagster_tools.postgres.rows import Feed, Source, check_key, open_source
 from dagster_tools.postgres.tracking import (
     Counts,
     Lineage,
@@ -101,9 +114,9 @@ def write_table(
     tracking tables and additive changes of a live table are committed before; if the rows
     then fail, those stay and the log says so.
 
-    Locks: the table's name (shared among writers of different partitions, exclusive for the
-    first write), the partitions' tracking rows, then what DELETE and COPY take. Readers
-    are never blocked, but by a widening.
+    Locks: the table's name, for the first write alone; the partitions' tracking rows; the
+    table in ROW EXCLUSIVE mode, as any DELETE takes it. Readers are never blocked, but by a
+    widening.
 
     Args:
         data: A frame in memory, or a stream that is read once.
@@ -120,16 +133,21 @@ def write_table(
     check_roles(connection, output.options.users)
     source = open_source(data, output.options.chunk_size, by_partition=by_partition)
     if source.empty:
-        return _write_nothing(connection, output)
+        with _explained(connection, output):
+            return _write_nothing(connection, output)
     check_column_names(source.schema.names)
+    _check_key_present(output, source.schema.names)
 
     def copied(plan: Plan, partitions: Sequence[Partition]) -> Rows:
-        feed = Feed(source, partitions, plan.evolution.targets)
+        key = plan.options.primary_key
+        feed = Feed(source, partitions, plan.evolution.targets, plan.wanted, key)
         return CopiedRows(connection, output.table, plan, feed, output.log, progress)
 
-    return _store(
-        connection, output, lambda catalog: _plan_frame(connection, catalog, source, output), copied
-    )
+    def plan(catalog: Catalog) -> Plan:
+        return _plan_frame(connection, catalog, source, output)
+
+    with _explained(connection, output):
+        return _store(connection, output, plan, copied)
 
 
 def write_query(connection: Connection, output: Output, query: Composed) -> Written:
@@ -151,6 +169,7 @@ def write_query(connection: Connection, output: Output, query: Composed) -> Writ
         )
     columns = describe_query(connection, query)
     check_column_names(list(columns))
+    _check_key_present(output, list(columns))
 
     def selected(plan: Plan, partitions: Sequence[Partition]) -> Rows:
         casts = {
@@ -162,12 +181,16 @@ def write_query(connection: Connection, output: Output, query: Composed) -> Writ
             connection, query, list(columns), plan.evolution.targets, casts, partitions[0]
         )
 
-    return _store(
-        connection,
-        output,
-        lambda catalog: _plan_query(connection, catalog, columns, output),
-        selected,
-    )
+    def plan(catalog: Catalog) -> Plan:
+        return _plan_query(connection, catalog, columns, output)
+
+    with _explained(connection, output):
+        return _store(connection, output, plan, selected)
+
+
+def _explained(connection: Connection, output: Output) -> AbstractContextManager[None]:
+    purposes: tuple[Purpose, ...] = ("read", "write", "look up", "record")
+    return explained(connection, output.table, output.tracking.schema, *purposes)
 
 
 def _store(
@@ -181,13 +204,16 @@ def _store(
         catalog = fetch_catalog(connection, output.table, output.tracking.schema)
         catalog.check_writable()
         plan = plan_for(catalog)
-        catalog, unfinished = _prepare(connection, catalog, plan, output)
+        _check_deletion(catalog, plan, output)
+        unfinished = alter.Unfinished()
         try:
-            with transaction(connection):
+            catalog, unfinished = _prepare(connection, catalog, plan, output)
+            with translated(f"committing rows of {output.table}"), transaction(connection):
                 written = _write(
                     connection, catalog, plan, output, rows_for, unfinished.without_index
                 )
-        except _TableChangedError:
+        except alter.TableChangedError:
+            alter.abandon(connection, output.table, unfinished)
             output.log.info("%s changed while it was being written; once more.", output.table)
             continue
         except BaseException:
@@ -205,16 +231,14 @@ def _store(
     )
 
 
-class _TableChangedError(Exception):
-    """Between plan and lock somebody created or altered the table."""
-
-
 # --- what to do -----------------------------------------------------------------------------
 
 
 def _plan_frame(connection: Connection, catalog: Catalog, source: Source, output: Output) -> Plan:
     options = output.options
     wanted = wanted_columns(source.schema, options.columns, options.primary_key)
+    wanted = resolve_types(connection, wanted)
+    check_key(source.known, options.primary_key)
     existing = catalog.existing
     if existing is not None:
         new = [column for column in wanted if existing.column(column.name) is None]
@@ -226,7 +250,7 @@ def _plan_frame(connection: Connection, catalog: Catalog, source: Source, output
             storage=fetch_storage(connection, new),
             primary_key=options.primary_key,
             mode=options.schema_evolution,
-            holds_no_value=lambda name: _holds_no_value(connection, catalog.table, name),
+            holds_no_value=lambda name: alter.holds_no_value(connection, catalog.table, name),
         )
         return Plan(options, wanted, evolution)
     targets = fetch_storage(connection, wanted)
@@ -240,7 +264,7 @@ def _plan_frame(connection: Connection, catalog: Catalog, source: Source, output
         if column.name not in absent:
             frame_field = source.schema.field(column.name)
             chunks = source.chunks(column.name)
-            check_values(frame_field, chunks, targets[column.name], column.not_null)
+            check_values(frame_field, chunks, targets[column.name], column)
         elif column.not_null:
             raise SchemaConflict(
                 f"Column {column.name!r} is declared 'not null', and the frame lacks it. "
@@ -258,6 +282,7 @@ def _plan_query(
     # Values play no part: a field without any stands for each column.
     schema = pa.schema([pa.field(name, pa.null()) for name in columns])
     wanted = wanted_columns(schema, returned | dict(options.columns), options.primary_key)
+    wanted = resolve_types(connection, wanted)
     storage = fetch_storage(connection, wanted)
     if existing is None:
         return Plan(options, wanted, Evolution(storage))
@@ -269,9 +294,43 @@ def _plan_query(
         storage=storage,
         primary_key=options.primary_key,
         mode=options.schema_evolution,
-        holds_no_value=lambda name: _holds_no_value(connection, catalog.table, name),
+        holds_no_value=lambda name: alter.holds_no_value(connection, catalog.table, name),
     )
     return Plan(options, wanted, evolution)
+
+
+def _check_deletion(catalog: Catalog, plan: Plan, output: Output) -> None:
+    """Refuse a deletion that cannot be meant before anything is committed.
+
+    It may name columns that this write adds.
+    """
+    existing, targets = catalog.existing, plan.evolution.targets
+    if existing is None or output.merge is None or output.merge.deletion is None:
+        return
+    columns = [replace(c, storage=targets.get(c.name, c.storage)) for c in existing.columns]
+    columns += [
+        ExistingColumn(
+            c.name,
+            c.type,
+            targets[c.name],
+            not_null=c.not_null,
+            filled_by_server=False,
+            has_default=False,
+        )
+        for c in plan.evolution.additions
+    ]
+    compose_condition(
+        output.merge.deletion, replace(existing, columns=tuple(columns)), "kept", first=2
+    )
+
+
+def _check_key_present(output: Output, names: Sequence[str]) -> None:
+    absent = [name for name in output.options.primary_key if name not in names]
+    if output.merge is not None and absent:
+        raise ConfigurationError(
+            f"primary_key names {absent}, which the frame does not have, and an upsert finds rows "
+            f"by their key. Its columns are {list(names)}."
+        )
 
 
 def _prepare(
@@ -303,16 +362,6 @@ def _prepare(
     return catalog, unfinished
 
 
-def _holds_no_value(connection: Connection, table: Table, column: str) -> bool:
-    with translated(f"looking for values in {table}"):
-        found = connection.execute(
-            sql.SQL("SELECT FROM {} WHERE {} IS NOT NULL LIMIT 1").format(
-                table.identifier, Identifier(column)
-            )
-        ).fetchone()
-    return found is None
-
-
 # --- the transaction ------------------------------------------------------------------------
 
 
@@ -324,17 +373,12 @@ def _write(
     rows_for: Callable[[Plan, Sequence[Partition]], Rows],
     keys: Sequence[alter.Key],
 ) -> Written:
-    table, existing, tracking = catalog.table, catalog.existing, output.tracking
-    with translated(f"locking {table}"):
-        lock_table(connection, table, first_write=existing is None)
-    current = fetch_catalog(connection, table, tracking.schema).existing
-    if (current and current.columns) != (existing and existing.columns):
-        raise _TableChangedError
-    partitions = tracking.lock_partitions(connection, table, output.lineage)
+    table, tracking = catalog.table, output.tracking
+    partitions, current = _take_turn(connection, catalog, plan, output)
     earlier = tracking.fetch_earlier(connection, partitions)
     first_here = current is not None and not earlier
     if first_here and tracking.step_over_strays(connection, table, partitions):
-        raise _TableChangedError
+        raise alter.TableChangedError
     if len(partitions) == 1:
         tracking.set_materialization(connection, partitions[0])
     rows = rows_for(plan, partitions)
@@ -346,11 +390,54 @@ def _write(
         loader.merge(current, earlier, output.merge.deletion)
     else:
         loader.replace(current, earlier)
+    if current is not None and not _takes(current, {**plan.evolution.targets, **rows.targets}):
+        # A stream has widened a column on its way.
+        current = fetch_catalog(connection, table, tracking.schema).existing
     loader.index_keys(keys)
     counts = loader.counts()
     tracking.record(connection, output.lineage, partitions, counts)
     grant_select(connection, table, output.options.users)
     return Written(catalog.database, table, current, counts, sum(rows.counts.values()), rows.bytes)
+
+
+def _take_turn(
+    connection: Connection, catalog: Catalog, plan: Plan, output: Output
+) -> tuple[list[Partition], ExistingTable | None]:
+    """Wait until nobody else writes these partitions; return them, and the table as it is then.
+
+    It may be another than the plan was made for, so it is looked at once more when nobody
+    can change it any longer: it is locked against ALTER TABLE, or, where there is none yet,
+    its name is locked. All writers lock in one order: name, tracking rows, table.
+
+    Raises:
+        TableChangedError: The plan no longer holds. Nothing was written.
+    """
+    table, tracking, planned = catalog.table, output.tracking, catalog.existing
+    if planned is None:
+        with translated(f"locking {table}"):
+            lock_table(connection, table, first_write=True)
+        if fetch_catalog(connection, table, tracking.schema).existing is not None:
+            raise alter.TableChangedError
+        return tracking.lock_partitions(connection, table, output.lineage), None
+    partitions = tracking.lock_partitions(connection, table, output.lineage)
+    with translated(f"locking {table}"):
+        try:
+            connection.execute(ddl.compose_lock(table, "ROW EXCLUSIVE"))
+        except errors.UndefinedTable:
+            raise alter.TableChangedError from None
+    current = fetch_catalog(connection, table, tracking.schema).existing
+    targets = plan.evolution.targets
+    if current is None or current.columns != planned.columns or not _takes(current, targets):
+        raise alter.TableChangedError
+    return partitions, current
+
+
+def _takes(existing: ExistingTable, targets: Mapping[str, PgType]) -> bool:
+    """Whether the columns have the types that values are encoded as."""
+    return all(
+        (column := existing.column(name)) is not None and column.storage == type_
+        for name, type_ in targets.items()
+    )
 
 
 def _write_nothing(connection: Connection, output: Output) -> Written:
@@ -360,7 +447,7 @@ def _write_nothing(connection: Connection, output: Output) -> Written:
     catalog.check_writable()
     if not catalog.tracking_exists:
         tracking.create(connection)
-    with transaction(connection):
+    with translated(f"committing to {table}"), transaction(connection):
         with translated(f"locking {table}"):
             lock_table(connection, table, first_write=False)
         existing = fetch_catalog(connection, table, tracking.schema).existing
