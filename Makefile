@@ -55,7 +55,7 @@ suite-all: $(DEV) postgres
 
 .PHONY: docs
 docs: $(DEV) postgres ## Run every code block of README, docs, CHANGELOG and CONTRIBUTING
-	$(BIN)/python -m pytest tests/test_docs.py $(ARGS)
+	$(BIN)/python -m pytest tests/test_docs*.py $(ARGS)
 
 .PHONY: lint
 lint: $(DEV) ## Style and lint rules

@@ -76,28 +76,32 @@ def module_database(dev_server: Server) -> Iterator[Database]:
 
 @pytest.fixture
 def cleaned_database(
-    module_database: Database, _roles: list[tuple[Database, fix_servers.Role]]
+    _kept_database: Database, _roles: list[tuple[Database, fix_servers.Role]]
 ) -> Iterator[Database]:
-    """The module's database, with nothing in it; a module of many tests names it `database`.
+    """A database with nothing in it; a module of many tests names it `database`.
 
-    Cleaning one takes a tenth of the time of making one. What a test leaves that is not
-    cleaned fails that test.
+    It is the module's own. Cleaning one takes a tenth of the time of making one, and what a
+    test leaves that is not cleaned fails that test.
     """
-    yield module_database
-    with module_database.connect() as connection:
+    names = _names(_kept_database)
+    yield _kept_database
+    with _kept_database.connect() as connection:
         for _database, role in _roles:
             connection.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(role.name)))
         connection.execute(_CLEAN)
         connection.execute(
-            sql.SQL("ALTER DATABASE {} RESET ALL").format(sql.Identifier(module_database.dbname))
+            sql.SQL("ALTER DATABASE {} RESET ALL").format(sql.Identifier(_kept_database.dbname))
         )
-        left = [
-            kind
-            for kind in ("schemas", "relations", "functions", "types")
-            for found in connection.execute(_FINGERPRINTS[kind])
-            if found[0] != "public"
-        ]
-    assert not left
+    assert _names(_kept_database) == names
+
+
+@pytest.fixture(scope="module")
+def _kept_database(dev_server: Server) -> Iterator[Database]:
+    yield from fix_servers._database(dev_server, fix_servers._TEMPLATE)
+
+
+def _names(database: Database) -> Rows:
+    return query(database, " UNION ALL ".join(_NAMES))
 
 
 @pytest.fixture
@@ -277,7 +281,8 @@ _CLEAN = """
     DECLARE
         statement text;
     BEGIN
-        FOR statement IN
+        -- All at once: what is dropped with something else would have no name any more.
+        FOREACH statement IN ARRAY ARRAY(
             SELECT format('DROP SCHEMA %I CASCADE', n.nspname)
             FROM pg_namespace AS n
             WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast', 'public')
@@ -303,12 +308,19 @@ _CLEAN = """
             WHERE NOT EXISTS (
                 SELECT FROM pg_depend AS d WHERE d.objid = ours.oid AND d.deptype IN ('e', 'i')
             )
+        )
         LOOP
             EXECUTE statement;
         END LOOP;
     END
     $$
 """
+_NAMES = (
+    "SELECT nspname::text FROM pg_namespace WHERE nspname !~ '^pg_(toast_)?temp'",
+    "SELECT oid::regclass::text FROM pg_class WHERE relkind <> 't'",
+    "SELECT oid::regtype::text FROM pg_type WHERE typtype IN ('e', 'd')",
+    "SELECT count(*)::text FROM pg_proc",
+)
 _OURS = """
     n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
     AND n.nspname NOT LIKE 'pg_temp%'

@@ -6,16 +6,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 
 import pytest
+from psycopg.sql import SQL, Identifier
 
+from dagster_tools.embedded import Server
 from dagster_tools.errors import ConfigurationError, DatabaseError
 from dagster_tools.postgres.connection import Connection, connect, transaction
 from dagster_tools.postgres.names import Table
 from dagster_tools.postgres.tracking import Counts, Lineage, Tracking, lock_table
-from tests.fix_servers import Database
+from tests.fix_servers import Database, _database
 from tests.pipelines import query, resource_for
 
 META = Tracking("meta")
 NUMBERS = Table("public", "numbers")
+
+
+@pytest.fixture(scope="module")
+def database(dev_server: Server) -> Iterator[Database]:
+    """One database for all tests here: each makes its tracking tables and drops them."""
+    yield from _database(dev_server, "template1")
 
 
 @pytest.fixture
@@ -24,6 +32,7 @@ def connection(database: Database) -> Iterator[Connection]:
     with closing(connect(resource_for(database).settings())) as connection:
         META.create(connection)
         yield connection
+        connection.execute("DROP SCHEMA meta CASCADE")
 
 
 @pytest.fixture
@@ -291,16 +300,15 @@ def test_the_tracking_tables_are_made_once(database, schema):
             tracking.create(connection)
         with transaction(connection):
             tracking.lock_partitions(connection, NUMBERS, lineage("a"))
+        tables = connection.execute(
+            "SELECT tablename FROM pg_tables WHERE schemaname = $1 ORDER BY 1", [schema]
+        ).fetchall()
+        connection.execute(SQL("DROP SCHEMA {} CASCADE").format(Identifier(schema)))
 
-    assert query(
-        database,
-        "SELECT relname FROM pg_class WHERE relnamespace = quote_ident(%s)::regnamespace "
-        "AND relkind = 'r' ORDER BY 1",
-        schema,
-    ) == [("assets",), ("leftovers",), ("materializations",)]
+    assert tables == [("assets",), ("leftovers",), ("materializations",)]
 
 
-def test_every_table_and_column_that_a_dba_meets_is_explained(connection):
+def test_each_tracking_table_is_explained_to_the_dba_who_meets_it(connection):
     described = connection.execute(
         """
         SELECT c.relname, obj_description(c.oid, 'pg_class') IS NOT NULL

@@ -44,6 +44,13 @@ KEEPALIVES = {
 CANCEL_TIMEOUT = 5.0
 """Seconds that a statement gets to be canceled."""
 
+_LOOK_FOR_CLIENT = """
+SELECT CASE WHEN pg_catalog.version() LIKE '%linux%' THEN
+    pg_catalog.set_config('client_connection_check_interval', '2s', true)
+END
+"""
+"""Servers on other systems than Linux may not know how, and refuse the setting."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionSettings:
@@ -125,14 +132,20 @@ def _opened(**keywords: str) -> Connection:
 
 
 @contextmanager
-def transaction(connection: Connection) -> Iterator[None]:
+def transaction(connection: Connection, *, long: bool = False) -> Iterator[None]:
     """Run a block in one READ COMMITTED transaction: all of it, or none.
 
     A block that is interrupted cancels the statement it waits for, so that no session is
     left in the server working on it, or waiting for a lock.
+
+    Args:
+        long: It may take a while. Then the server looks for its client, and gives up within
+            seconds where that was killed; otherwise it would only at the statement's end.
     """
     with connection.transaction():
         try:
+            if long:
+                connection.execute(_LOOK_FOR_CLIENT)
             yield
         except BaseException:
             _cancel_running(connection)

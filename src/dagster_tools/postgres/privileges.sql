@@ -47,13 +47,17 @@ lacking (purpose, privilege, object) AS (
         ELSE pg_catalog.has_any_column_privilege(r.oid, needed.privilege)
     END
     UNION ALL
-    SELECT 'record', 'USAGE', pg_catalog.format('SEQUENCE %s', s.name)
+    -- Not pg_get_serial_sequence, which fails without USAGE on the schema.
+    SELECT 'record', 'USAGE', pg_catalog.format('SEQUENCE %I.%I', r.nspname, s.relname)
     FROM relations AS r
-    CROSS JOIN LATERAL pg_catalog.pg_get_serial_sequence(
-        pg_catalog.format('%I.%I', r.nspname, r.relname), 'id'
-    ) AS s (name)
+    JOIN pg_catalog.pg_depend AS d ON d.refobjid = r.oid AND d.deptype = 'i'
+    JOIN pg_catalog.pg_class AS s ON s.oid = d.objid
     WHERE r.part = 'materializations'
-      AND NOT pg_catalog.has_sequence_privilege(s.name, 'USAGE')
+      -- The order of conditions is the planner's, and of anything but a sequence the last fails.
+      AND NOT CASE s.relkind
+          WHEN 'S' THEN pg_catalog.has_sequence_privilege(s.oid, 'USAGE')
+          ELSE true
+      END
 )
 SELECT purpose, pg_catalog.string_agg(privilege, ', ') || ' ON ' || object
 FROM lacking

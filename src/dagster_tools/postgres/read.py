@@ -34,6 +34,7 @@ from dagster_tools.postgres.connection import (
 )
 from dagster_tools.postgres.names import Table
 from dagster_tools.postgres.options import InputOptions
+from dagster_tools.postgres.privileges import explained
 from dagster_tools.postgres.projection import (
     Projected,
     compose_select,
@@ -133,7 +134,7 @@ def read_table(
         DatabaseError: The server failed.
     """
     with ExitStack() as opened:
-        connection = opened.enter_context(_snapshot(settings))
+        connection = opened.enter_context(_snapshot(settings, tracking, request))
         located = _locate(connection, tracking, request)
         columns = _columns(located, request)
         if located.empty:
@@ -163,7 +164,7 @@ def read_by_partition(
         ConfigurationError: As `read_table`, or the rows are not told apart by partition.
     """
     with ExitStack() as opened:
-        connection = opened.enter_context(_snapshot(settings))
+        connection = opened.enter_context(_snapshot(settings, tracking, request))
         located = _locate(connection, tracking, request)
         _check_partitioned(located, request)
         columns = _columns(located, request)
@@ -190,7 +191,7 @@ def read_relation(
     Raises:
         MaterializationNotFound: Also where every write was empty and made no table.
     """
-    with _snapshot(settings) as connection:
+    with _snapshot(settings, tracking, request) as connection:
         located = _locate(connection, tracking, request)
     if located.catalog.existing is None or (located.nothing and not located.tracked):
         raise MaterializationNotFound(
@@ -208,11 +209,17 @@ def read_relation(
 
 
 @contextmanager
-def _snapshot(settings: ConnectionSettings) -> Iterator[Connection]:
+def _snapshot(
+    settings: ConnectionSettings, tracking: Tracking, request: Request
+) -> Iterator[Connection]:
     with closing(connect(settings)) as connection:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
-        with translated("opening a read-only transaction"), connection.transaction():
+        with (
+            explained(connection, request.table, tracking.schema, "look up", "read"),
+            translated("opening a read-only transaction"),
+            connection.transaction(),
+        ):
             yield connection
 
 

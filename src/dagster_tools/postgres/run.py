@@ -63,7 +63,7 @@ def _run_statements(
     before = fetch_catalog(connection, table, tracking.schema)
     if not before.tracking_exists:
         tracking.create(connection)
-    with translated("committing the statements"), transaction(connection):
+    with translated("committing the statements"), transaction(connection, long=True):
         with translated(f"locking {table}"):
             lock_table(connection, table, first_write=False)
         partitions = tracking.lock_partitions(connection, table, lineage)

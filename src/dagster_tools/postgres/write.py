@@ -208,7 +208,7 @@ def _store(
         unfinished = alter.Unfinished()
         try:
             catalog, unfinished = _prepare(connection, catalog, plan, output)
-            with translated(f"committing rows of {output.table}"), transaction(connection):
+            with translated(f"committing rows of {output.table}"), transaction(connection, long=True):
                 written = _write(
                     connection, catalog, plan, output, rows_for, unfinished.without_index
                 )
@@ -447,7 +447,7 @@ def _write_nothing(connection: Connection, output: Output) -> Written:
     catalog.check_writable()
     if not catalog.tracking_exists:
         tracking.create(connection)
-    with translated(f"committing to {table}"), transaction(connection):
+    with translated(f"committing to {table}"), transaction(connection, long=True):
         with translated(f"locking {table}"):
             lock_table(connection, table, first_write=False)
         existing = fetch_catalog(connection, table, tracking.schema).existing
