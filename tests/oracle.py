@@ -52,10 +52,12 @@ class State:
 
 
 @contextmanager
-def oracle_of(database: Database, table: Table, **fields: str) -> Iterator[Oracle]:
-    """Open an oracle on one asset, which has the table's name."""
+def oracle_of(
+    database: Database, table: Table, *, asset_key: str | None = None
+) -> Iterator[Oracle]:
+    """Open an oracle on one asset, which has the table's name unless told."""
     with closing(database.connect()) as connection:
-        yield Oracle(connection, table, table.name, **fields)
+        yield Oracle(connection, table, asset_key or table.name)
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,9 @@ def fetch_leftovers(connection: Connection) -> list[str]:
         FROM pg_locks
         WHERE pid <> pg_backend_pid()
           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-          AND pid IN (SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend')
+          AND pid IN (
+              SELECT pid FROM pg_stat_activity WHERE application_name = 'dagster-tools'
+          )
         UNION ALL
         SELECT 'a prepared transaction is left: ' || gid
         FROM pg_prepared_xacts

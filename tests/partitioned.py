@@ -61,13 +61,32 @@ def store_bare(
     **metadata: Any,
 ) -> None:
     """Do the same without a run, where Dagster's own event for each partition takes too long."""
-    context = dg.build_output_context(
-        asset_key=key,
-        asset_partitions_def=dg.StaticPartitionsDefinition(list(keys)),
-        asset_partition_key_range=dg.PartitionKeyRange(keys[0], keys[-1]),
+    context = _OutputOfPartitions(
+        run_id="a run",
+        asset_key=dg.AssetKey(key),
         definition_metadata=metadata,
+        log_manager=dg.get_dagster_logger(),  # type: ignore[arg-type]  # a Logger logs as well
     )
+    context.covered = list(keys)
     manager.handle_output(context, obj)
+
+
+class _OutputOfPartitions(dg.OutputContext):
+    """What `build_output_context` makes of a range of partitions, but not in Dagster 1.11."""
+
+    covered: list[str]
+
+    @property
+    def has_asset_partitions(self) -> bool:
+        return True
+
+    @property
+    def asset_partition_keys(self) -> list[str]:
+        return self.covered
+
+    @property
+    def asset_partitions_def(self) -> dg.PartitionsDefinition[str]:
+        return dg.StaticPartitionsDefinition(self.covered)
 
 
 def load_partitions(

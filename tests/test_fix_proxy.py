@@ -22,7 +22,8 @@ def table(database):
 
 
 def point(messages, statement: str) -> Point:
-    return next(message.point for message in messages if message.statement == statement)
+    found: Point = next(m.point for m in messages if m.statement == statement)
+    return found
 
 
 def insert(database, value: int) -> None:

@@ -22,10 +22,13 @@ from tests.fix_servers import Database
 from tests.pipelines import (
     FrameFactory,
     fingerprint,
+    load,
     manager_for,
     materialize,
     query,
     resource_for,
+    shared_instance,
+    store,
 )
 
 LONGEST = "x" * 63
@@ -68,17 +71,19 @@ SOME = ['a"b', "%s {} $1", "a\nb", "select", "Id", LONGEST, DUCKS]
 """Enough for what takes a statement or a round trip each."""
 
 
-ARROW: Any = dg.In(pa.Table).dagster_type
 BY_PARTITION: Any = dg.In(dict[str, pa.Table]).dagster_type
 
 
 def write(
     manager: PostgresIOManager, obj: object, key: Sequence[str] = ("t",), **metadata: Any
 ) -> None:
-    context = dg.build_output_context(
-        asset_key=dg.AssetKey(list(key)), definition_metadata=metadata, run_id="run"
-    )
-    manager.handle_output(context, obj)
+    store(manager, obj, key=key, **metadata)
+
+
+def put(manager: PostgresIOManager, obj: object, **facts: Any) -> None:
+    """Hand an output over in a context of these facts; one that is not closed keeps an instance."""
+    with dg.build_output_context(**{"instance": shared_instance()} | facts) as context:
+        manager.handle_output(context, obj)
 
 
 def read(
@@ -87,16 +92,7 @@ def read(
     upstream: Mapping[str, Any] | None = None,
     **metadata: Any,
 ) -> pa.Table:
-    upstream_output = dg.build_output_context(
-        asset_key=dg.AssetKey(list(key)), definition_metadata=dict(upstream or {})
-    )
-    context = dg.build_input_context(
-        asset_key=dg.AssetKey(list(key)),
-        definition_metadata=metadata,
-        upstream_output=upstream_output,
-        dagster_type=ARROW,
-    )
-    loaded = manager.load_input(context)
+    loaded = load(manager, pa.Table, key=key, upstream=upstream, **metadata)
     assert isinstance(loaded, pa.Table)
     return loaded
 
@@ -325,24 +321,16 @@ def test_partition_keys_of_any_text_are_stored_verbatim(
     partitions = dg.DynamicPartitionsDefinition(name="of_any_text")
     instance = dg.DagsterInstance.ephemeral()
     instance.add_dynamic_partitions("of_any_text", keys)
-    context = dg.build_output_context(
-        asset_key=dg.AssetKey("t"),
-        asset_partitions_def=partitions,
-        asset_partition_key_range=dg.PartitionKeyRange(keys[0], keys[-1]),
-        instance=instance,
-    )
+    facts: dict[str, Any] = {
+        "asset_key": dg.AssetKey("t"),
+        "asset_partitions_def": partitions,
+        "asset_partition_key_range": dg.PartitionKeyRange(keys[0], keys[-1]),
+        "instance": instance,
+    }
 
-    io_manager.handle_output(
-        context, {key: pa.table({"n": [number]}) for number, key in enumerate(keys)}
-    )
-    with dg.build_input_context(
-        asset_key=dg.AssetKey("t"),
-        asset_partitions_def=partitions,
-        asset_partition_key_range=dg.PartitionKeyRange(keys[0], keys[-1]),
-        dagster_type=BY_PARTITION,
-        instance=instance,
-    ) as asked:
-        loaded: Any = io_manager.load_input(asked)
+    put(io_manager, {key: pa.table({"n": [at]}) for at, key in enumerate(keys)}, **facts)
+    with dg.build_input_context(dagster_type=BY_PARTITION, **facts) as context:
+        loaded: Any = io_manager.load_input(context)
 
     assert {key: table["n"].to_pylist() for key, table in loaded.items()} == {
         key: [number] for number, key in enumerate(keys)
@@ -535,12 +523,13 @@ def test_columns_that_would_be_one_are_refused_before_anything_is_written(databa
 
 def test_a_key_that_postgresql_cannot_hold_is_refused_before_anything_is_written(database):
     def as_partition(database: Database, key: str) -> None:
-        context = dg.build_output_context(
+        put(
+            manager_for(database),
+            FRAME,
             asset_key=dg.AssetKey("t"),
             partition_key=key,
             asset_partitions_def=dg.StaticPartitionsDefinition([key]),
         )
-        manager_for(database).handle_output(context, FRAME)
 
     def as_asset(database: Database, key: str) -> None:
         write(manager_for(database), FRAME, [key, "s", "t"])
@@ -654,14 +643,15 @@ def test_a_canary_in_keys_of_partitions_runs_and_tags_is_stored_verbatim(databas
         tags={"canary": CANARIES[1], "dagster/canary": CANARIES[2]},
     )
     for canary in CANARIES:
-        context = dg.build_output_context(
+        put(
+            manager,
+            FRAME,
             asset_key=dg.AssetKey("upstream"),
             run_id=canary,
             partition_key=canary,
             asset_partitions_def=partitions,
             instance=instance,
         )
-        manager.handle_output(context, FRAME)
 
     victim()
     assert result.success

@@ -85,6 +85,7 @@ def test_a_plain_installation_requires_no_frame_library():
         "adbc-driver-postgresql",
         "dagster",
         "pgpq",
+        "postgast",
         "psycopg",
         "pyarrow",
     }

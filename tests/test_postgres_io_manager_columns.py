@@ -549,7 +549,7 @@ def test_a_modifier_that_other_rows_of_the_table_forbid_is_a_conflict(
     ("options", "columns", "said"),
     [
         ({"columns": {"n": ("int", "not null")}}, {"n": [1, None]}, "column 'n', row 1"),
-        ({"primary_key": "n"}, {"n": [1, None]}, "column 'n', row 1"),
+        ({"primary_key": "n"}, {"n": [1, None]}, "column 'n': row 1"),
         ({"columns": {"n": ("int", "unique")}}, {"n": [1, 1]}, "n"),
         ({"primary_key": ["n", "m"]}, {"n": [1, 1], "m": [2, 2]}, "['n', 'm']"),
         ({"columns": {"n": "uint"}}, {"n": [1, -5]}, "column 'n'"),

@@ -92,12 +92,21 @@ class BadValue(DagsterToolsError, ValueError):
         reason: What is wrong with the value, without the value.
         column: The column's name.
         row: Position of the row in the frame, counted from 0.
+        constraint: The constraint of the table that it violates.
     """
 
-    def __init__(self, reason: str, *, column: str | None = None, row: int | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        *,
+        column: str | None = None,
+        row: int | None = None,
+        constraint: str | None = None,
+    ) -> None:
         self.reason = reason
         self.column = column
         self.row = row
+        self.constraint = constraint
         where = [f"column {column!r}"] if column is not None else []
         where += [f"row {row}"] if row is not None else []
         super().__init__(f"{', '.join(where)}: {reason}" if where else reason)

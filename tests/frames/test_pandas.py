@@ -108,7 +108,7 @@ def test_half_a_surrogate_pair_is_refused_with_column_and_row():
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
 def test_times_keep_their_unit(unit):
     stamps = pd.Series(["2024-01-01", None]).astype(f"datetime64[{unit}]")
-    deltas = pd.Series([1, None], dtype="Int64").astype(f"timedelta64[{unit}]")
+    deltas = pd.Series(np.array([1, "NaT"], dtype=f"timedelta64[{unit}]"))
 
     assert column(stamps).type == pa.timestamp(unit)
     assert column(deltas).type == pa.duration(unit)

@@ -12,6 +12,7 @@ import uuid
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.types as pat
 import pytest
@@ -71,7 +72,7 @@ FITTING: list[tuple[pa.Array, str, list[Any]]] = [
     (pa.array([2**63 - 1], pa.uint64()), "bigint", [2**63 - 1]),
     (pa.array([True, None]), "int", [1, None]),
     (pa.array([2.0, None, -3.0]), "int", [2, None, -3]),
-    (pa.array([2.0], pa.float16()), "int", [2]),
+    (pa.array([np.float16(2)], pa.float16()), "int", [2]),
     (pa.array([Decimal("7.00"), None]), "int", [7, None]),
     (pa.array([Decimal(7)], pa.decimal256(50, 2)), "bigint", [7]),
     (pa.array(["12", None, "-3"]), "bigint", [12, None, -3]),
@@ -79,7 +80,7 @@ FITTING: list[tuple[pa.Array, str, list[Any]]] = [
     (pa.array([1.5, None, NAN, INF, -INF]), "float", [1.5, None, NAN, INF, -INF]),
     (pa.array([5e-324, 1.7976931348623157e308]), "float", [5e-324, 1.7976931348623157e308]),
     (pa.array([0.1], pa.float32()), "float", [0.10000000149011612]),
-    (pa.array([0.5, NAN], pa.float16()), "real", [0.5, NAN]),
+    (pa.array([np.float16(0.5), np.float16(NAN)], pa.float16()), "real", [0.5, NAN]),
     (pa.array([0.5, NAN, INF]), "real", [0.5, NAN, INF]),
     (pa.array([2**53]), "float", [2.0**53]),
     (pa.array([2**24]), "real", [2.0**24]),

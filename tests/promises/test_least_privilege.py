@@ -21,7 +21,7 @@ def run(database: Database, *statements: str) -> None:
 @pytest.fixture
 def writer(database, role) -> Role:
     """A role that may create nothing in the database, but owns the schemas it needs."""
-    made = role("writer")
+    made: Role = role("writer")
     run(
         database,
         "CREATE SCHEMA sales AUTHORIZATION writer",

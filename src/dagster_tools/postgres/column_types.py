@@ -210,7 +210,16 @@ def parse_type(text: str) -> PgType:
         raise ConfigurationError(
             f"{text!r}: in parentheses, {name} takes at most {COUNTED[name]} whole number(s)."
         )
-    return PgType(name, modifiers, array=bool(match["array"]))
+    return PgType(name, _spelled_out(name, modifiers), array=bool(match["array"]))
+
+
+def _spelled_out(name: str, modifiers: tuple[str, ...]) -> tuple[str, ...]:
+    """Add what the server implies and `format_type` says: `decimal(4)` is `numeric(4,0)`."""
+    if name == "numeric" and len(modifiers) == 1:
+        return (*modifiers, "0")
+    if name in {"character", "bit"} and not modifiers:
+        return ("1",)
+    return modifiers
 
 
 def wire_type(target: PgType, source: pa.DataType) -> pa.DataType | None:

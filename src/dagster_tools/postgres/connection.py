@@ -222,6 +222,7 @@ def _translate(
             reason,
             column=diagnosis.column_name or (column[1] if column else None),
             row=first_row + int(line[1]) - 1 if line else None,
+            constraint=diagnosis.constraint_name,
         )
     where = f"SQLSTATE {sqlstate}, " if sqlstate else ""
     parts = (

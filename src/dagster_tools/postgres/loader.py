@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from psycopg import errors, sql
@@ -167,7 +168,8 @@ class Loader:
             self._put_in_place_referenced(existing, earlier, condition)
         else:
             self.deleted = delete_earlier(self.connection, self.table, earlier, condition)
-            self.rows.fill(self.table.identifier)
+            with _naming_keys(existing):
+                self.rows.fill(self.table.identifier)
 
     def _put_in_place_referenced(
         self,
@@ -322,3 +324,17 @@ class Loader:
             raise BadValue(
                 f"The rows repeat values of the {key}, among themselves or of rows that stay."
             ) from None
+
+
+@contextmanager
+def _naming_keys(existing: ExistingTable) -> Iterator[None]:
+    """Say which columns a key has, where the server only says what it is called."""
+    try:
+        yield
+    except BadValue as error:
+        for index in existing.indexes:
+            if index.unique and index.name == error.constraint:
+                key = Key(index.columns, primary=index.primary)
+                reason = f"repeats values of the {key}, or those of a row that stays"
+                raise BadValue(reason, row=error.row, constraint=index.name) from None
+        raise

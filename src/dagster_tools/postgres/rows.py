@@ -84,8 +84,18 @@ def open_source(
 
 
 def _rows_at_a_time(batch: pa.RecordBatch, chunk_size: int) -> int:
-    bytes_per_row: int = max(1, batch.nbytes // max(1, batch.num_rows))
-    return max(1, min(ROWS_AT_A_TIME, min(chunk_size, BYTES_AT_A_TIME) // bytes_per_row))
+    bytes_per_row = max(1, _size(batch) // max(1, batch.num_rows))
+    rows: int = min(ROWS_AT_A_TIME, min(chunk_size, BYTES_AT_A_TIME) // bytes_per_row)
+    return max(1, rows)
+
+
+def _size(batch: pa.RecordBatch) -> int:
+    try:
+        size: int = batch.nbytes
+    except pa.ArrowTypeError:
+        # pyarrow 19 cannot tell it where a column is a view; whole buffers are no less.
+        size = batch.get_total_buffer_size()
+    return size
 
 
 def check_key(rows: pa.Table | pa.RecordBatch, key: Sequence[str], *, first_row: int = 0) -> None:

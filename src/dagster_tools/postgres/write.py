@@ -208,7 +208,10 @@ def _store(
         unfinished = alter.Unfinished()
         try:
             catalog, unfinished = _prepare(connection, catalog, plan, output)
-            with translated(f"committing rows of {output.table}"), transaction(connection, long=True):
+            with (
+                translated(f"committing rows of {output.table}"),
+                transaction(connection, long=True),
+            ):
                 written = _write(
                     connection, catalog, plan, output, rows_for, unfinished.without_index
                 )
