@@ -110,9 +110,13 @@ def first_writes(rows: Rows) -> list[Contender]:
         contender("dagster-tools: handle_output", "by_us", write),
         contender("dagster-tools in a run: to HANDLED_OUTPUT", "by_run", write_in_run, rounds=3),
         contender("ADBC: adbc_ingest from pandas", "by_adbc", adbc_ingest),
-        contender("pg-bulk-ingest, DataFrame over ADBC", "by_bulk", bulk_ingest),
+        contender("pg-bulk-ingest 0.1.3, DataFrame over ADBC", "by_bulk", bulk_ingest),
         contender(
-            "pg-bulk-ingest, tuples", "by_tuples", bulk_ingest_tuples, share=TUPLES_SHARE, rounds=1
+            "pg-bulk-ingest 0.1.3, tuples",
+            "by_tuples",
+            bulk_ingest_tuples,
+            share=TUPLES_SHARE,
+            rounds=1,
         ),
         contender("pandas.to_sql", "by_to_sql", to_sql, share=TO_SQL_SHARE, rounds=1),
     ]

@@ -102,7 +102,7 @@ def _kept_database(dev_server: Server) -> Iterator[Database]:
 
 
 def _names(database: Database) -> Rows:
-    return query(database, " UNION ALL ".join(_NAMES))
+    return query(database, f"{' UNION ALL '.join(_NAMES)} ORDER BY 1")
 
 
 @pytest.fixture
@@ -302,22 +302,27 @@ _CLEAN = """
             SELECT format('DROP %s IF EXISTS %s CASCADE', kind, name)
             FROM (
                 SELECT CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW'
-                                    WHEN 'S' THEN 'SEQUENCE' WHEN 'c' THEN 'TYPE'
-                                    WHEN 'f' THEN 'FOREIGN TABLE' ELSE 'TABLE' END,
+                                    WHEN 'S' THEN 'SEQUENCE' WHEN 'f' THEN 'FOREIGN TABLE'
+                                    ELSE 'TABLE' END,
                        oid::regclass::text, oid
                 FROM pg_class
-                WHERE relnamespace = 'public'::regnamespace AND relkind NOT IN ('i', 'I', 't')
+                WHERE relnamespace = 'public'::regnamespace AND relkind NOT IN ('i', 'I', 't', 'c')
                 UNION ALL
                 SELECT 'TYPE', oid::regtype::text, oid
-                FROM pg_type
-                WHERE typnamespace = 'public'::regnamespace AND typtype IN ('e', 'd', 'r')
+                FROM pg_type AS t
+                WHERE typnamespace = 'public'::regnamespace
+                  AND (typtype IN ('e', 'd', 'r')
+                       OR EXISTS (SELECT FROM pg_class WHERE oid = t.typrelid AND relkind = 'c'))
                 UNION ALL
                 SELECT 'ROUTINE', oid::regprocedure::text, oid
                 FROM pg_proc
                 WHERE pronamespace = 'public'::regnamespace
             ) AS ours (kind, name, oid)
             WHERE NOT EXISTS (
-                SELECT FROM pg_depend AS d WHERE d.objid = ours.oid AND d.deptype IN ('e', 'i')
+                SELECT
+                FROM pg_depend AS d
+                WHERE d.objid = ours.oid
+                  AND (d.deptype = 'e' OR d.deptype = 'i' AND kind = 'SEQUENCE')
             )
         )
         LOOP
@@ -336,13 +341,17 @@ _OURS = """
     n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
     AND n.nspname NOT LIKE 'pg_temp%'
     AND n.nspname NOT LIKE 'pg_toast_temp%'
-    AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.objid = {oid} AND d.deptype = 'e')
+    AND NOT EXISTS (
+        SELECT
+        FROM pg_depend AS d
+        WHERE d.classid = '{of}'::regclass AND d.objid = {oid} AND d.deptype = 'e'
+    )
 """
 _TABLES = f"""
     SELECT c.oid::regclass::text
     FROM pg_class AS c
     JOIN pg_namespace AS n ON n.oid = c.relnamespace
-    WHERE c.relkind IN ('r', 'm') AND {_OURS.format(oid="c.oid")}
+    WHERE c.relkind IN ('r', 'm') AND {_OURS.format(oid="c.oid", of="pg_class")}
     ORDER BY 1
 """
 _FINGERPRINTS = {
@@ -350,7 +359,7 @@ _FINGERPRINTS = {
     "schemas": f"""
         SELECT n.nspname, n.nspowner, n.nspacl::text
         FROM pg_namespace AS n
-        WHERE {_OURS.format(oid="n.oid")}
+        WHERE {_OURS.format(oid="n.oid", of="pg_namespace")}
         ORDER BY 1
     """,
     "relations": f"""
@@ -360,7 +369,7 @@ _FINGERPRINTS = {
                     WHEN c.relkind = 'i' THEN pg_get_indexdef(c.oid) END
         FROM pg_class AS c
         JOIN pg_namespace AS n ON n.oid = c.relnamespace
-        WHERE {_OURS.format(oid="c.oid")}
+        WHERE {_OURS.format(oid="c.oid", of="pg_class")}
         ORDER BY 1
     """,
     "columns": f"""
@@ -370,7 +379,7 @@ _FINGERPRINTS = {
         JOIN pg_namespace AS n ON n.oid = c.relnamespace
         JOIN pg_attribute AS a ON a.attrelid = c.oid
         LEFT JOIN pg_attrdef AS e ON e.adrelid = c.oid AND e.adnum = a.attnum
-        WHERE a.attnum > 0 AND {_OURS.format(oid="c.oid")}
+        WHERE a.attnum > 0 AND {_OURS.format(oid="c.oid", of="pg_class")}
         ORDER BY 1, 5
     """,
     "constraints": f"""
@@ -378,7 +387,7 @@ _FINGERPRINTS = {
         FROM pg_constraint AS r
         JOIN pg_class AS c ON c.oid = r.conrelid
         JOIN pg_namespace AS n ON n.oid = c.relnamespace
-        WHERE {_OURS.format(oid="c.oid")}
+        WHERE {_OURS.format(oid="c.oid", of="pg_class")}
         ORDER BY 1
     """,
     "triggers": """
@@ -392,14 +401,14 @@ _FINGERPRINTS = {
         SELECT p.oid, p.oid::regprocedure::text
         FROM pg_proc AS p
         JOIN pg_namespace AS n ON n.oid = p.pronamespace
-        WHERE {_OURS.format(oid="p.oid")}
+        WHERE {_OURS.format(oid="p.oid", of="pg_proc")}
         ORDER BY 1
     """,
     "types": f"""
         SELECT t.oid, t.typname
         FROM pg_type AS t
         JOIN pg_namespace AS n ON n.oid = t.typnamespace
-        WHERE t.typtype IN ('e', 'd') AND {_OURS.format(oid="t.oid")}
+        WHERE t.typtype IN ('e', 'd') AND {_OURS.format(oid="t.oid", of="pg_type")}
         ORDER BY 1
     """,
 }

@@ -582,7 +582,7 @@ def test_a_canary_in_every_name_and_value_is_stored_verbatim(database, victim):
     values = pa.table(
         {canary: [other, canary] for canary, other in zip(CANARIES, CANARIES[::-1], strict=True)}
     )
-    options: dict[str, Any] = {
+    options = {
         "columns": dict.fromkeys(CANARIES, ("text", "not null", "index")),
         "primary_key": CANARIES[:4],
     }

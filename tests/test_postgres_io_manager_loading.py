@@ -661,18 +661,28 @@ def test_load_asset_value_loads_one_partition_or_all_of_them(database, io_manage
     assert sorted(everything["key"].to_pylist()) == days(1, 3)
 
 
-def test_load_asset_value_loads_ranges_and_dicts(database, io_manager):
-    store_keys(io_manager, days(1, 5))
+def test_load_asset_value_loads_a_dict_of_all_partitions(database, io_manager):
+    store_keys(io_manager, days(1, 3))
     defs = dg.Definitions([numbers_by_day()], resources={"io_manager": io_manager})
 
-    with defs.get_asset_value_loader(shared_instance()) as loader:
-        some = loader.load_asset_value(
-            "numbers", partition_key_range=dg.PartitionKeyRange("2024-01-02", "2024-01-03")
-        )
     by_key: Any = defs.load_asset_value("numbers", python_type=dict[str, pd.DataFrame])
 
+    assert list(by_key) == days(1, 3)
+
+
+def test_a_range_of_partitions_is_loaded_outside_a_run(database, io_manager):
+    """What `AssetValueLoader.load_asset_value(partition_key_range=…)` does, newer than 1.11."""
+    store_keys(io_manager, days(1, 5))
+    asked = dg.build_input_context(
+        asset_key="numbers",
+        asset_partitions_def=DAYS,
+        asset_partition_key_range=dg.PartitionKeyRange("2024-01-02", "2024-01-03"),
+    )
+
+    with asked:
+        some: Any = io_manager.load_input(asked)
+
     assert sorted(some["key"]) == days(2, 3)
-    assert list(by_key) == days(1, 5)
 
 
 def test_load_asset_value_knows_nothing_of_the_asset_that_calls_it(database, io_manager):

@@ -186,7 +186,7 @@ def test_a_type_is_widened_only_where_a_value_does_not_fit_and_none_is_lost(type
 
 @pytest.mark.parametrize("values", [pa.array([2**31]), pa.array([1.5])], ids=str)
 def test_strict_widens_nothing(values):
-    with pytest.raises(SchemaConflict, match="row 0: does not fit into integer.*'strict'; else"):
+    with pytest.raises(SchemaConflict, match=r"row 0: does not fit into integer.*'strict'; else"):
         planned(existing_table({"a": "int"}), {"a": values}, mode="strict")
 
 

@@ -8,18 +8,24 @@ all around COMMIT.
 
 from __future__ import annotations
 
+import threading
 import traceback
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
+import dagster as dg
 import pytest
 
 from dagster_tools.errors import DatabaseError
+from dagster_tools.postgres.names import Table
+from dagster_tools.sql import SQL
 from tests.fix_proxy import COPY_DATA, Fault, Message, Point, Proxy
 from tests.fix_servers import Database
 from tests.oracle import Oracle, State, oracle_of
-from tests.promises.writing import NUMBERS, numbers, stream, write
+from tests.pipelines import manager_for
+from tests.promises.writing import NUMBERS, ids, numbers, stream, write
 
 SHARE = 4
 """One in so many messages is cut in the default run."""
@@ -170,3 +176,97 @@ def commits_sent(proxy: Proxy) -> int:
 
 def is_last(proxy: Proxy, messages: list[Message]) -> bool:
     return proxy.fault is not None and messages[-1].point == proxy.fault.point
+
+
+# --- Dagster's own retry ---------------------------------------------------------------------
+
+
+def commit_of(database: Database, proxy: Proxy, asset: dg.AssetsDefinition) -> Point:
+    """Materialize an asset, and return where in its connection the last COMMIT was sent."""
+    proxy.reset()
+    manager = manager_for(proxy.route(database))
+    assert dg.materialize([asset], resources={"io_manager": manager}).success
+    sent = [m for messages in proxy.sessions for m in messages if m.statement == "COMMIT"]
+    return sent[-1].point
+
+
+@pytest.mark.parametrize("action", ["cut before", "cut after"])
+def test_dagsters_own_retry_writes_the_rows_exactly_once_though_commit_was_lost(
+    database, proxy, action
+):
+    """Cut after it, the rows were committed and the first attempt could not know."""
+
+    @dg.asset(key_prefix="sales", name="numbers", retry_policy=dg.RetryPolicy(max_retries=1))
+    def asset() -> Any:
+        return numbers(1, 2, 3)
+
+    commit_of(database, proxy, asset)
+    proxy.reset(Fault(action, commit_of(database, proxy, asset)))
+    manager = manager_for(proxy.route(database))
+
+    result = dg.materialize([asset], resources={"io_manager": manager})
+
+    assert result.success
+    assert proxy.struck.is_set()
+    assert ids(database) == [1, 2, 3]
+    with oracle_of(database, NUMBERS, asset_key="sales/numbers") as oracle:
+        assert oracle.recorded(result.run_id) == (2 if action == "cut after" else 1)
+
+
+@pytest.mark.parametrize("action", ["cut before", "cut after"])
+def test_statements_are_not_run_again_by_the_retry_of_a_run_that_committed_them(
+    database, proxy, action
+):
+    """An INSERT that ran twice would show; three runs are three rows, whatever was lost."""
+    with closing(database.connect()) as connection:
+        connection.execute("CREATE TABLE public.runs (id serial)")
+
+    @dg.asset(name="statements", retry_policy=dg.RetryPolicy(max_retries=1))
+    def asset() -> SQL:
+        return SQL("INSERT INTO public.runs DEFAULT VALUES")
+
+    commit_of(database, proxy, asset)
+    proxy.reset(Fault(action, commit_of(database, proxy, asset)))
+    manager = manager_for(proxy.route(database))
+
+    result = dg.materialize([asset], resources={"io_manager": manager})
+
+    assert result.success
+    assert proxy.struck.is_set()
+    assert len(ids(database, Table("public", "runs"))) == 3
+
+
+# --- a connection that hangs -----------------------------------------------------------------
+
+
+def test_a_connection_that_hangs_in_the_middle_blocks_no_reader_and_can_be_run_again_once_cut(
+    database, proxy
+):
+    write(database, numbers(1, 2))
+    proxy.reset()
+    write(proxy.route(database), numbers(1, 2))
+    copying = next(m.point for m in proxy.sessions[0] if is_data(m))
+    proxy.reset(Fault("stall", copying))
+    errors: list[Exception | None] = []
+    hanging = Writing(lambda through, *_: write(through, numbers(3), run_id="hangs"), print)
+    writer = threading.Thread(
+        target=lambda: errors.append(failure_of(hanging, proxy.route(database), "", ""))
+    )
+
+    with oracle_of(database, NUMBERS) as oracle:
+        old = oracle.look()
+        writer.start()
+        assert proxy.struck.wait(20)
+        seen_meanwhile = ids(database)
+        oracle.connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND application_name = 'dagster-tools'"
+        )
+        proxy.heal()
+        writer.join(20)
+
+        oracle.judge(old=old, new=State({}), run_id="hangs", returned=False)
+    assert seen_meanwhile == [1, 2]
+    assert isinstance(errors[0], DatabaseError)
+    write(database, numbers(3), run_id="hangs")
+    assert ids(database) == [3]

@@ -63,6 +63,9 @@ ALIASES = {
     "timestamptz": "timestamp with time zone",
 }
 
+ONE_LONG = frozenset({"char", "character", "bit"})
+"""Types that are one character or digit long where nothing is said, as `format_type` then says."""
+
 COUNTED = {
     "numeric": 2,
     "character varying": 1,
@@ -202,24 +205,19 @@ def parse_type(text: str) -> PgType:
     name = match["name"] if '"' in match["name"] else " ".join(match["name"].lower().split())
     if match["zone"]:
         name = f"{name} {' '.join(match['zone'].lower().split())}"
-    name = DECLARED_WORDS.get(name) or ALIASES.get(name, name)
     modifiers = tuple(part.strip() for part in (match["modifiers"] or "").split(",") if part)
+    if name in ONE_LONG and not modifiers:
+        modifiers = ("1",)
+    name = DECLARED_WORDS.get(name) or ALIASES.get(name, name)
     if len(modifiers) > COUNTED.get(name, len(modifiers)) or (
         name in COUNTED and not all(re.fullmatch(r"-?\d+", part) for part in modifiers)
     ):
         raise ConfigurationError(
             f"{text!r}: in parentheses, {name} takes at most {COUNTED[name]} whole number(s)."
         )
-    return PgType(name, _spelled_out(name, modifiers), array=bool(match["array"]))
-
-
-def _spelled_out(name: str, modifiers: tuple[str, ...]) -> tuple[str, ...]:
-    """Add what the server implies and `format_type` says: `decimal(4)` is `numeric(4,0)`."""
     if name == "numeric" and len(modifiers) == 1:
-        return (*modifiers, "0")
-    if name in {"character", "bit"} and not modifiers:
-        return ("1",)
-    return modifiers
+        modifiers = (*modifiers, "0")  # as `format_type` spells it
+    return PgType(name, modifiers, array=bool(match["array"]))
 
 
 def wire_type(target: PgType, source: pa.DataType) -> pa.DataType | None:

@@ -234,13 +234,16 @@ class Tracking:
     def fetch_earlier(
         self, connection: Connection, partitions: Sequence[Partition]
     ) -> dict[int, str | None]:
-        """Return the earlier materializations of these partitions, each with its partition."""
+        """Return the earlier materializations of these partitions, each with its partition.
+
+        The newest first: most rows bear it, and `= ANY` compares in this order.
+        """
         keys = {partition.asset_id: partition.key for partition in partitions}
         with translated(f"reading {self.schema}.materializations"):
             rows = connection.execute(
-                sql.SQL("SELECT id, asset_id FROM {} WHERE asset_id = ANY ($1)").format(
-                    self.materializations
-                ),
+                sql.SQL(
+                    "SELECT id, asset_id FROM {} WHERE asset_id = ANY ($1) ORDER BY id DESC"
+                ).format(self.materializations),
                 [list(keys)],
             ).fetchall()
         return {row[0]: keys[row[1]] for row in rows}

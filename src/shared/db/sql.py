@@ -1,4 +1,5 @@
 """Canonical: `dagster_tools.sql`. An alias for code that imports it from here."""
+
 from __future__ import annotations
 
 from dagster_tools.sql import SQL, And, Eq, IncrementalDataFrame, Or, Query, Relation
