@@ -1,4 +1,4 @@
-r"""Upsert a million rows into a million, and delete-then-insert a tenth: dagster-tools, SQL, pangres.
+r"""Upsert a million rows into a million, and delete-then-insert a tenth: ours, SQL and pangres.
 
 The limit is the best SQL one would write by hand, of three kinds, and it is that of each case: the
 same frame, ready-made as a file, goes into a temporary table by psql's `\copy`, and from there

@@ -31,10 +31,11 @@ def database(cleaned_database):
 
 @pytest.fixture(scope="module")
 def typed(module_database):
-    """The module's database, with types of a user's own, in UTC."""
+    """The module's database, in UTC, with types of a user's own and the tracking tables."""
     with module_database.connect() as connection:
         connection.execute(TYPES)
         connection.execute(f"ALTER DATABASE {module_database.dbname} SET timezone TO 'UTC'")
+    store(manager_for(module_database), arrow_table({"n": [1]}), key="first")
     return module_database
 
 

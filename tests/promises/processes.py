@@ -17,7 +17,7 @@ __all__ = ["CONTEXT", "all_at_once", "running"]
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.promises.writing", "tests.pipelines"])
 
-SECONDS = 60.0
+SECONDS = 120.0
 
 
 @contextmanager

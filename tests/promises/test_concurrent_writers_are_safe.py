@@ -229,7 +229,7 @@ def parallel_job() -> dg.JobDefinition:
     @dg.asset(
         key_prefix="sales", name="numbers", partitions_def=dg.StaticPartitionsDefinition(PARTITIONS)
     )
-    def asset(context: dg.AssetExecutionContext) -> Any:
+    def asset(context) -> Any:
         number = PARTITIONS.index(context.partition_key)
         return stream(numbers(number), meet, numbers(10 + number))
 
