@@ -223,6 +223,10 @@ class _Connection:
             time.sleep(fault.seconds)
         if fault is not None and fault.action == "cut before":
             return False
+        if fault is not None and fault.action == "cut after" and direction == "frontend":
+            # Before the server hears of it: its answer could overtake the cut.
+            with suppress(OSError):
+                self.client.shutdown(socket.SHUT_RDWR)
         target.sendall(frame)
         return fault is None or fault.action != "cut after"
 

@@ -30,8 +30,14 @@ def shell(database, capsys):
 
 
 def test_lineage_tells_what_each_run_did_and_what_is_left_of_it(io_manager, shell):
-    store(io_manager, pd.DataFrame({"id": [1, 2, 3], "v": "abc"}), **UPSERT)
-    store(io_manager, pd.DataFrame({"id": [3, 4], "v": "xyz"}), **UPSERT)
+    frames = iter([{"id": [1, 2, 3], "v": "abc"}, {"id": [3, 4], "v": "xyz"}])
+
+    @dg.asset(metadata=UPSERT)
+    def numbers():
+        return pd.DataFrame(next(frames))
+
+    for _run in range(2):
+        materialize(numbers, io_manager)
 
     newest, oldest = json.loads(shell("lineage", "public.numbers", "--json"))
 

@@ -187,8 +187,12 @@ def test_a_retry_inside_one_run_does_not_run_the_statements_again(database, io_m
 def test_a_new_run_runs_the_statements_again(database, io_manager):
     store(io_manager, pd.DataFrame({"n": [1]}))
 
+    @dg.asset(metadata={"table": "numbers"})
+    def appended():
+        return SQL("INSERT INTO numbers VALUES (2)")
+
     for _run in range(2):
-        store(io_manager, SQL("INSERT INTO numbers VALUES (2)"), key="two", table="numbers")
+        materialize(appended, io_manager)
 
     assert rows(database) == [(1,), (2,), (2,)]
 
@@ -225,7 +229,7 @@ def test_a_query_becomes_a_table_with_types_keys_and_tracking(database, io_manag
         "SELECT rows_inserted FROM meta.materializations m JOIN numbers n"
         " ON n.materialization_id = m.id LIMIT 1",
     ) == [(3,)]
-    with pytest.raises(BadValue, match="numbers_pkey"):
+    with pytest.raises(BadValue, match="primary key"):
         store(io_manager, Query("SELECT 1 AS id, 1.0 AS price FROM generate_series(1, 2)"))
 
 

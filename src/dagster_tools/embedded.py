@@ -63,7 +63,7 @@ class Server:
     As a context manager it is started on entry and closed on exit:
 
         with Server(settings={"wal_level": "logical"}) as server:
-            with psycopg.connect(server.url) as conn: ...
+            conn = psycopg.connect(server.url)
 
     Args:
         data_dir: Where the database cluster lives, created when missing, and kept. Without it the
