@@ -29,7 +29,13 @@ root = pytest.mark.skipif(os.geteuid() != 0, reason="only root's server runs as 
 
 # A process that owns a server, tells about it, and goes on until it is ended from outside.
 OWNER = """
-import json, os, pwd, shutil, sys, time
+import json, os, pwd, shutil, signal, sys, time
+
+# Whoever runs the tests in the background, or under nohup, has it ignore some signals.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 from dagster_tools import embedded
 
 def become_nobody():
