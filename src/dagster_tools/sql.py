@@ -203,7 +203,7 @@ def _operands(kind: str, operands: tuple[Delete, ...]) -> tuple[Delete, ...]:
 def _column_names(columns: object) -> tuple[str, ...]:
     listed = [columns] if isinstance(columns, str) else columns
     names = tuple(listed) if isinstance(listed, Iterable) else ()
-    if not names or len(set(names)) < len(names) or not all(isinstance(n, str) for n in names):
+    if not names or not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
         raise ConfigurationError(f"Eq needs one or more different column names, not {columns!r}.")
     return names
 
