@@ -408,7 +408,8 @@ def _values(values: list[object], column: str) -> pa.Array:
     try:
         return frames.values_to_arrow(values, column)
     except BadValue as error:
-        raise BadValue(f"delete: value {error.row} {error.reason}", column=column) from None
+        which = "a value" if error.row is None else f"value {error.row}"
+        raise BadValue(f"delete: {which} {error.reason}", column=column) from None
 
 
 def _rows(

@@ -218,7 +218,7 @@ def _listed(names: Sequence[str], values: object) -> object:
         )
     if hasattr(values, "to_pylist"):
         return values.to_pylist()
-    if getattr(values, "ndim", None) == 0:
+    if _is_many(values) and getattr(values, "ndim", None) == 0:
         return values[()]  # type: ignore[index]  # how an array of no dimension gives its value
     return values
 

@@ -26,6 +26,7 @@ __all__ = [
     "transaction",
     "translated",
     "url_settings",
+    "working_memory",
 ]
 
 Connection: TypeAlias = psycopg.Connection[TupleRow]
@@ -161,6 +162,21 @@ def _cancel_running(connection: Connection) -> None:
     if connection.info.transaction_status is TransactionStatus.ACTIVE:
         with suppress(psycopg.Error):
             connection.cancel_safe(timeout=CANCEL_TIMEOUT)
+
+
+@contextmanager
+def working_memory(connection: Connection, kilobytes: int) -> Iterator[None]:
+    """Let the statements of a block, within a transaction, sort and hash in this much memory."""
+    connection.execute(
+        """
+        SELECT pg_catalog.set_config('work_mem', pg_catalog.concat(greatest(
+            $1, pg_catalog.pg_size_bytes(pg_catalog.current_setting('work_mem')) / 1024
+        ), 'kB'), true)
+        """,
+        [kilobytes],
+    )
+    yield
+    connection.execute("SET LOCAL work_mem TO DEFAULT")
 
 
 def libpq_uri(connection: Connection) -> str:

@@ -23,6 +23,7 @@ __all__ = [
     "compose_add_column",
     "compose_add_materialization_id",
     "compose_alter_type",
+    "compose_analyze",
     "compose_create_schema",
     "compose_create_table",
     "compose_drop_constraint",
@@ -103,6 +104,11 @@ def compose_staging_key(name: str, key: Mapping[str, PgType]) -> Composed:
             for column, type_ in key.items()
         ),
     )
+
+
+def compose_analyze(table: Identifier, columns: Sequence[str]) -> Composed:
+    """Compose what tells the planner how a temporary table is ordered: autovacuum sees none."""
+    return sql.SQL("ANALYZE {} ({})").format(table, sql.SQL(", ").join(map(Identifier, columns)))
 
 
 def compose_add_column(table: Table, column: Column) -> Composed:

@@ -26,6 +26,10 @@ __all__ = ["AllOf", "AnyOf", "Condition", "Deletion", "Keys", "compose_condition
 AND, OR = sql.SQL(" AND "), sql.SQL(" OR ")
 
 
+BYTES_PER_KEY = 100
+"""32 for a text of unknown length, 24 for a row's header, and some to spare."""
+
+
 @dataclass(frozen=True, slots=True)
 class Keys:
     """Rows whose columns hold one of the key's rows; NULL matches NULL."""
@@ -57,6 +61,11 @@ class Condition:
 
     clause: Composed
     parameters: tuple[list[str], ...]
+
+    @property
+    def kilobytes(self) -> int:
+        """What hashing its keys takes, as the server reckons beforehand."""
+        return sum(map(len, self.parameters)) * BYTES_PER_KEY // 1024
 
 
 def compose_condition(
@@ -188,6 +197,7 @@ def _matching(patterns: pa.Table, nulls: Sequence[bool]) -> pa.ChunkedArray:
 
 
 def _joined(clauses: Sequence[Composable], joiner: sql.SQL) -> Composed:
-    # Each clause is in parentheses of its own, whatever stands around it.
-    inside = joiner.join(sql.SQL("({})").format(clause) for clause in clauses)
-    return Composed([inside])
+    """Compose one clause that means the same whatever stands around it."""
+    if len(clauses) == 1:
+        return Composed([clauses[0]])
+    return sql.SQL("({})").format(joiner.join(clauses))

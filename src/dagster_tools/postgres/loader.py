@@ -13,7 +13,12 @@ from dagster_tools.errors import BadValue, DatabaseError, SchemaConflict
 from dagster_tools.postgres import ddl
 from dagster_tools.postgres.alter import Key
 from dagster_tools.postgres.columns import ExistingTable
-from dagster_tools.postgres.connection import Connection, transaction, translated
+from dagster_tools.postgres.connection import (
+    Connection,
+    transaction,
+    translated,
+    working_memory,
+)
 from dagster_tools.postgres.deletion import Condition, Deletion, compose_condition
 from dagster_tools.postgres.incoming import Plan, Rows
 from dagster_tools.postgres.merge import (
@@ -35,6 +40,9 @@ STAGING = "dagster_tools_staging"
 NO_ROW = Condition(sql.SQL("false").format(), ())
 """Nothing goes before the rows come in."""
 
+SMALL_WORK_MEM = 1024
+"""Kilobytes that every server allows; its default is 4096."""
+
 NO_ACTION = "a"
 """pg_constraint.confdeltype of a foreign key without an ON DELETE action."""
 
@@ -55,7 +63,7 @@ def delete_earlier(
         return {}
     keys = set(earlier.values())
     clause, parameters = (condition.clause, condition.parameters) if condition else (EVERY_ROW, ())
-    with translated(f"deleting the old rows of {table}"):
+    with translated(f"deleting the old rows of {table}"), _room_for_keys(connection, condition):
         if len(keys) == 1:
             # Counting by partition costs as much as deleting; one partition needs no GROUP BY.
             statement = compose_delete(table, clause)
@@ -200,7 +208,10 @@ class Loader:
             statement = compose_replace_kept(
                 table, staging, names, key, absent=absent, condition=clause
             )
-        with translated(f"replacing rows of {table}", data=True):
+        with (
+            translated(f"replacing rows of {table}", data=True),
+            _room_for_keys(self.connection, condition),
+        ):
             counts = self.connection.execute(statement, [list(earlier), *parameters]).fetchall()
         self._count_replaced(counts, earlier)
         if key is not None and any(count.unchanged for count in self.counts().values()):
@@ -324,6 +335,19 @@ class Loader:
             raise BadValue(
                 f"The rows repeat values of the {key}, among themselves or of rows that stay."
             ) from None
+
+
+@contextmanager
+def _room_for_keys(connection: Connection, condition: Condition | None) -> Iterator[None]:
+    """Let the server hash the keys of a condition, or it may go through all of them for each row.
+
+    That of `col IN (…) OR col IN (…)` it decides by what it reckons to fit into `work_mem`.
+    """
+    if condition is None or condition.kilobytes < SMALL_WORK_MEM:
+        yield
+        return
+    with working_memory(connection, condition.kilobytes):
+        yield
 
 
 @contextmanager

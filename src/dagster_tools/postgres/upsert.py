@@ -15,12 +15,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import psycopg
 from psycopg import errors, sql
 from psycopg.sql import Composed, Identifier
 
+from dagster_tools.errors import DatabaseError
 from dagster_tools.postgres.column_types import PgType
 from dagster_tools.postgres.columns import ExistingTable
-from dagster_tools.postgres.connection import Connection, transaction, translated
+from dagster_tools.postgres.connection import (
+    Connection,
+    transaction,
+    translated,
+    working_memory,
+)
+from dagster_tools.postgres.ddl import compose_analyze
 from dagster_tools.postgres.merge import (
     compose_counted,
     compose_insert_absent,
@@ -39,13 +47,21 @@ Two who wait for each other part before the server, after its `deadlock_timeout`
 would have to cancel one of them.
 """
 
-MEMORY = "64MB"
-"""What a join with the staging table may take. Of a million changed rows the UPDATE took 6.6 s
-with the server's default of 4 MB, 3.9 s with this, and 3.7 s with 256 MB."""
+LARGE = 10_000
+"""Rows from which on it pays to look at them first: at how keys are ordered, and which are new."""
 
 SAMPLE = 100
-WORTH_A_SAMPLE = 10_000
-"""Rows from which on it pays to ask first whether most are new."""
+
+MEMORY = 64 * 1024
+"""Kilobytes for the UPDATE, where it has to hash. Of a million rows it took 6.6 s with the server's
+default of 4 MB, 3.9 s with this, and 3.7 s with 256 MB. The INSERT hashes keys alone, and had
+better not: where both tables lie in the order of the key, it merges in two thirds of the time."""
+
+CONTENTION = frozenset(
+    kind.sqlstate
+    for kind in (errors.LockNotAvailable, errors.UniqueViolation, errors.DeadlockDetected)
+)
+"""What the server answers where another writer has one of the rows."""
 
 TURNS = 10
 """How often a merge in its turn begins again because of writers who came without one."""
@@ -78,6 +94,11 @@ class Staged:
     count: int
     numbers: Sequence[int]
 
+    @property
+    def large(self) -> bool:
+        """Whether it pays to look at them before they are merged."""
+        return self.count >= LARGE
+
 
 @dataclass(frozen=True, slots=True)
 class Upserted:
@@ -109,39 +130,33 @@ def upsert(
     """
     table = existing.table
     with translated(f"merging rows into {table}", data=True):
-        _give_memory(connection)
+        if staged.large:
+            connection.execute(compose_analyze(staged.table, staged.key))
         try:
             with _giving_way(connection):
                 return _merge(connection, table, staged, delete)
-        except _CONTENTION:
-            pass
+        except (psycopg.Error, DatabaseError) as error:
+            if error.sqlstate not in CONTENTION:
+                raise
         lock_upserts(connection, table)
-        for _turn in range(TURNS):
+        for turn in range(TURNS):
             try:
                 with transaction(connection):
                     return _merge(connection, table, staged, delete)
-            except errors.UniqueViolation as error:
-                # Of the key: somebody has inserted it since this attempt looked.
-                if error.diag.constraint_name != existing.primary_key_name:
+            except (psycopg.Error, DatabaseError) as error:
+                if turn + 1 == TURNS or not _is_contention(error, existing.primary_key_name):
                     raise
-                contention: errors.Error = error
-            except errors.DeadlockDetected as error:
-                contention = error
-        raise contention
+    raise AssertionError("a turn returns or raises")
 
 
-_CONTENTION = (errors.LockNotAvailable, errors.UniqueViolation, errors.DeadlockDetected)
+def _is_contention(error: psycopg.Error | DatabaseError, key: str | None) -> bool:
+    """Tell whether another writer is to blame, and not the rows.
 
-
-def _give_memory(connection: Connection) -> None:
-    connection.execute(
-        """
-        SELECT pg_catalog.set_config('work_mem', $1, true)
-        WHERE pg_catalog.pg_size_bytes($1)
-            > pg_catalog.pg_size_bytes(pg_catalog.current_setting('work_mem'))
-        """,
-        [MEMORY],
-    )
+    For a repeated value that is one of the key: somebody inserted it since this attempt looked.
+    """
+    if isinstance(error, errors.UniqueViolation):
+        return error.diag.constraint_name == key
+    return error.sqlstate in CONTENTION
 
 
 @contextmanager
@@ -165,38 +180,39 @@ def _merge(
 
     Where the first finds work for every row, the second is spared.
     """
-    names = list(staged.types)
-    insert = compose_insert_absent(table, staged.table, names, staged.key)
-    update = compose_update_changed(table, staged.table, names, staged.key, _by_image(staged))
     deleted = delete()
-    inserted: Mapping[int, int] = {}
-    updated: Mapping[int, int] = {}
     if _mostly_new(connection, table, staged):
-        inserted = _execute(connection, insert, staged)
-        if sum(inserted.values()) < staged.count and _has_values(staged):
-            updated = _execute(connection, update, staged)
-    else:
-        if _has_values(staged):
-            updated = _execute(connection, update, staged)
-        if sum(updated.values()) < staged.count:
-            inserted = _execute(connection, insert, staged)
-    return Upserted(inserted, updated, deleted)
+        inserted = _insert(connection, table, staged)
+        done = sum(inserted.values()) == staged.count
+        return Upserted(inserted, {} if done else _update(connection, table, staged), deleted)
+    updated = _update(connection, table, staged)
+    done = sum(updated.values()) == staged.count
+    return Upserted({} if done else _insert(connection, table, staged), updated, deleted)
 
 
 def _mostly_new(connection: Connection, table: Table, staged: Staged) -> bool:
-    if staged.count < WORTH_A_SAMPLE:
+    if not staged.large:
         return False
     statement = compose_known_keys(table, staged.table, staged.key, sample=SAMPLE)
     [(known,)] = connection.execute(statement).fetchall()
     return bool(known < SAMPLE / 2)
 
 
-def _has_values(staged: Staged) -> bool:
-    return len(staged.types) > len(staged.key)
+def _insert(connection: Connection, table: Table, staged: Staged) -> dict[int, int]:
+    statement = compose_insert_absent(table, staged.table, list(staged.types), staged.key)
+    return _execute(connection, statement, staged)
 
 
-def _by_image(staged: Staged) -> list[str]:
-    return [name for name, type_ in staged.types.items() if type_.name not in PLAINLY_EQUAL]
+def _update(connection: Connection, table: Table, staged: Staged) -> dict[int, int]:
+    names = list(staged.types)
+    if set(names) <= set(staged.key):
+        return {}
+    by_image = [name for name in names if staged.types[name].name not in PLAINLY_EQUAL]
+    statement = compose_update_changed(table, staged.table, names, staged.key, by_image)
+    if not staged.large:
+        return _execute(connection, statement, staged)
+    with working_memory(connection, MEMORY):
+        return _execute(connection, statement, staged)
 
 
 def _execute(connection: Connection, statement: Composed, staged: Staged) -> dict[int, int]:
