@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
@@ -98,7 +98,7 @@ class Proxy:
 
     def route(self, database: Database) -> Database:
         """Return the same database, reached through the proxy."""
-        return replace(database, host=self.host, port=self.port)
+        return database.by(self.host, self.port)
 
     def reset(self, fault: Fault | None = None) -> None:
         """Forget what came by, let everything flow, and wait for the next fault."""

@@ -2,16 +2,17 @@
 
 `database` is what a test usually wants; `prod_database` is one on another server. Both servers
 have PostGIS. They start when first asked for, belong to this process (each pytest-xdist worker
-has its own) and are gone with it.
+has its own) and are gone with it. `pytest --through=…` leads to them another way (fix_through.py).
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 from urllib.parse import quote
 
 import psycopg
@@ -25,6 +26,13 @@ _TEMPLATE = "template_postgis"
 _started = pytest.StashKey[dict[str, Server]]()
 _numbers = count(1)
 
+Way: TypeAlias = Callable[[Server], AbstractContextManager["Led"]]
+"""Prepares a server, and says how its databases are reached then."""
+Led: TypeAlias = Callable[["Database"], "Database"]
+WAY = pytest.StashKey[Way]()
+_led: dict[int, Led] = {}
+"""How each server with PostGIS is reached, by its port."""
+
 
 @dataclass(frozen=True)
 class Role:
@@ -36,7 +44,12 @@ class Role:
 
 @dataclass(frozen=True)
 class Database:
-    """A database made for one test, and a user to connect as: by default the superuser."""
+    """A database made for one test, and a user to connect as: by default the superuser.
+
+    Args:
+        direct: Host and port of the server itself, where those above are of a pooler before it.
+        authority: File of the certificate that vouches for the server, where it is to be verified.
+    """
 
     host: str
     port: int
@@ -44,6 +57,8 @@ class Database:
     user: str
     password: str
     socket_dir: str
+    direct: tuple[str, int] | None = None
+    authority: str | None = None
 
     @classmethod
     def of(cls, server: Server, dbname: str = "postgres") -> Database:
@@ -56,26 +71,33 @@ class Database:
             socket_dir=str(server.socket_dir),
         )
 
+    def by(self, host: str, port: int) -> Database:
+        """Return the same database, reached through what listens there."""
+        return replace(self, host=host, port=port, direct=None)
+
     @property
     def url(self) -> str:
         login = f"{quote(self.user, safe='')}:{quote(self.password, safe='')}"
         return f"postgresql://{login}@{self.host}:{self.port}/{quote(self.dbname, safe='')}"
 
+    def settings(self) -> dict[str, Any]:
+        """Return the fields of a `PostgresResource`, or of `ConnectionSettings`."""
+        names = ("host", "port", "dbname", "user", "password")
+        verified = {"sslmode": "verify-full", "sslrootcert": self.authority}
+        return {name: getattr(self, name) for name in names} | (verified if self.authority else {})
+
     def environment(self) -> dict[str, str]:
         """Compose libpq's variables, for `monkeypatch.setenv` or a subprocess."""
-        return {
-            "PGHOST": self.host,
-            "PGPORT": str(self.port),
-            "PGDATABASE": self.dbname,
-            "PGUSER": self.user,
-            "PGPASSWORD": self.password,
-        }
+        variables = {"dbname": "PGDATABASE"}
+        settings = self.settings().items()
+        return {variables.get(name, f"PG{name.upper()}"): str(value) for name, value in settings}
 
     def connect(self, *, autocommit: bool = True, **overrides: Any) -> psycopg.Connection[Any]:
-        """Open a connection, which the test closes."""
+        """Open a connection, which the test closes; past a pooler that is before all tests."""
+        host, port = self.direct or (self.host, self.port)
         parameters: dict[str, Any] = {
-            "host": self.host,
-            "port": self.port,
+            "host": host,
+            "port": port,
             "dbname": self.dbname,
             "user": self.user,
             "password": self.password,
@@ -184,7 +206,9 @@ def _server_with_postgis(config: pytest.Config, name: str) -> Iterator[Server]:
             conn.execute(f"CREATE DATABASE {_TEMPLATE}")
         with Database.of(server, _TEMPLATE).connect() as conn:
             conn.execute("CREATE EXTENSION postgis")
-        yield server
+        with config.stash[WAY](server) as led:
+            _led[server.port] = led
+            yield server
 
 
 def _running(config: pytest.Config, name: str, binaries: Binaries) -> Iterator[Server]:
@@ -203,7 +227,7 @@ def _database(server: Server, template: str) -> Iterator[Database]:
         conn.execute(
             sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(name, sql.Identifier(template))
         )
-    yield database
+    yield _led.get(server.port, lambda same: same)(database)
     server.start()
     with Database.of(server).connect() as conn:
         conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))

@@ -57,7 +57,8 @@ def oracle_of(
 ) -> Iterator[Oracle]:
     """Open an oracle on one asset, which has the table's name unless told."""
     with closing(database.connect()) as connection:
-        yield Oracle(connection, table, asset_key or table.name)
+        pooled = database.direct is not None
+        yield Oracle(connection, table, asset_key or table.name, pooled=pooled)
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,14 @@ class Oracle:
 
     Args:
         connection: Of its own, past any proxy.
+        pooled: Writes come through a pooler, which keeps its idle sessions.
     """
 
     connection: Connection
     table: Table
     asset_key: str
     tracking_schema: str = "meta"
+    pooled: bool = False
 
     def look(self) -> State:
         if not self._exists(self.table):
@@ -193,20 +196,24 @@ class Oracle:
 
     def _surviving_sessions(self) -> list[str]:
         deadline = time.monotonic() + SECONDS_TO_DIE
-        while (sessions := fetch_sessions(self.connection)) and time.monotonic() < deadline:
+        while sessions := fetch_sessions(self.connection, busy=self.pooled):
+            if time.monotonic() > deadline:
+                break
             time.sleep(0.005)
         return sessions
 
 
-def fetch_sessions(connection: Connection) -> list[str]:
-    """Return what each session of ours is doing in this database."""
+def fetch_sessions(connection: Connection, *, busy: bool = False) -> list[str]:
+    """Return what each session of ours, or each that is not idle, does in this database."""
     rows = connection.execute(
         """
         SELECT state || ' ' || coalesce(wait_event, '') || ': ' || query
         FROM pg_stat_activity
         WHERE datname = current_database()
           AND application_name = 'dagster-tools'
-        """
+          AND NOT (%s AND state = 'idle')
+        """,
+        [busy],
     ).fetchall()
     return [row[0] for row in rows]
 

@@ -28,6 +28,17 @@ def test_a_database_is_reached_over_tcp_and_over_the_socket(database):
         assert conn.info.dbname == database.dbname
 
 
+def test_what_is_under_test_goes_the_way_that_pytest_was_told(pytestconfig, database):
+    with psycopg.connect(**database.settings()) as conn:
+        [(port, encrypted)] = conn.execute(
+            "SELECT inet_server_port(), ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+        ).fetchall()
+        pooled = port != conn.info.port
+    ways = {(True, False): "pgbouncer", (False, True): "tls", (False, False): "direct"}
+
+    assert ways[pooled, encrypted] == pytestconfig.getoption("--through")
+
+
 def test_a_role_may_do_nothing_that_it_was_not_granted(database, role):
     reader = role("reader")
     with database.connect() as conn:

@@ -110,6 +110,72 @@ def test_partitions_are_read_one_after_the_other_out_of_one_snapshot(database, i
     assert found == {"a": {"n": [1]}, "b": {"n": [1]}}
 
 
+INTEGERS = pa.int32()
+MEANWHILE = {
+    "a replace": ("numbers", {"n": pa.array([2], INTEGERS)}),
+    "a wider type": ("numbers", {"n": [2**40]}),
+    "a new column": ("numbers", {"n": pa.array([2], INTEGERS), "m": ["new"]}),
+    "another owner": ("other", {"n": pa.array([3], INTEGERS)}),
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "looks"),
+    # After the driver's look a wider type leaves its snapshot without rows, as it does any.
+    [
+        (case, looks)
+        for case in MEANWHILE
+        for looks in (1, 2)
+        if (case, looks) != ("a wider type", 2)
+    ],
+)
+@pytest.mark.parametrize("by_partition", [False, True])
+def test_what_the_driver_reads_is_of_the_moment_at_which_it_looked_where_the_rows_are(
+    database, io_manager, monkeypatch, case, looks, by_partition
+):
+    """Whatever commits between psycopg's look, the driver's, and its COPY."""
+    monkeypatch.setattr(read, "FEW_VALUES", -1)
+    store_bare(io_manager, pa.table({"n": pa.array([1], INTEGERS)}), ["a"])
+    writer, written = MEANWHILE[case]
+    locate, looked = read._locate, []
+
+    def and_then_a_write(*asked: Any) -> Any:
+        located = locate(*asked)
+        looked.append(located)
+        if len(looked) == looks and writer == "numbers":
+            store_bare(io_manager, pa.table(written), ["a"])
+        elif len(looked) == looks:
+            store(io_manager, pa.table(written), key=writer, table="numbers")
+        return located
+
+    monkeypatch.setattr(read, "_locate", and_then_a_write)
+    settings, asked = resource_for(database).settings(), request(["a"])
+    found = (
+        [part.read_all() for _key, part in read_by_partition(settings, META, asked)]
+        if by_partition
+        else [read_table(settings, META, asked).read_all()]
+    )
+
+    sees = looks == 1 and writer == "numbers"
+    assert [part.to_pydict() for part in found] == [
+        pa.table(written if sees else {"n": [1]}).to_pydict()
+    ]
+    assert len(looked) == 2
+
+
+def test_a_load_by_the_driver_has_one_connection_at_a_time(database, io_manager, monkeypatch):
+    monkeypatch.setattr(read, "FEW_VALUES", -1)
+    store(io_manager, pa.table({"n": [1]}))
+
+    stream = read_table(resource_for(database).settings(), META, request())
+    opened = query(
+        database, "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dagster-tools'"
+    )
+    stream.read_all()
+
+    assert opened == [(1,)]
+
+
 def test_what_is_larger_than_a_batch_arrives_in_several(database):
     execute(
         database,
@@ -151,6 +217,7 @@ def test_a_type_made_after_the_first_load_is_read_by_the_second(database, monkey
     assert loaded.to_pydict() == {"n": [1], "m": ["sad"]}
 
 
+@pytest.mark.direct("pgbouncer", reason="the socket is the server's, not the pooler's")
 def test_the_server_is_reached_by_the_socket_it_was_configured_with(database, io_manager):
     store(io_manager, pa.table({"n": [1]}))
     by_socket = replace(resource_for(database).settings(), host=database.socket_dir)

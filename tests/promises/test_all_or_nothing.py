@@ -145,6 +145,7 @@ def test_an_exception_in_the_users_iterator_leaves_the_old_rows_and_no_session(d
     assert ids(database) == [1, 2]
 
 
+@pytest.mark.direct("pgbouncer", reason="a pool has more sessions than the one that is ended")
 @pytest.mark.parametrize("function", ["pg_terminate_backend", "pg_cancel_backend"])
 def test_a_session_that_is_ended_while_it_copies_leaves_the_old_rows(database, function):
     write(database, numbers(1, 2))

@@ -251,6 +251,7 @@ def run_partition(environment: dict[str, str], folder: str, partition: str, _num
         )
 
 
+@pytest.mark.direct("pgbouncer", reason="three writers wait for each other in a pool of two")
 def test_partitions_of_one_table_are_written_in_parallel_by_dagsters_multiprocess_executor(
     database, tmp_path
 ):

@@ -2,108 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
-import subprocess
-import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
-from pathlib import Path
 
-import psycopg
+import pyarrow as pa
 import pytest
 
-from dagster_tools.embedded import Binaries
+from dagster_tools.postgres import read
+from dagster_tools.postgres.deletion import Keys
 from dagster_tools.postgres.names import Table
+from dagster_tools.sql import SQL, Query
+from tests.fix_pgbouncer import pooler
 from tests.fix_servers import Database
-from tests.promises.writing import ids, load, numbers, write
+from tests.promises.writing import ids, load, numbers, run, write
 
-SECONDS_TO_START = 10.0
+pytestmark = pytest.mark.direct("pgbouncer", "tls", reason="it has poolers of its own")
 
-
-@pytest.fixture
-def pooled(database: Database) -> Iterator[Database]:
-    """The same database, behind a pooler that gives each transaction any of two connections."""
-    port = free_port()
-    # Not pytest's folder, which nobody but root may enter, whom the pooler does not run as.
-    folder = Path(tempfile.mkdtemp(prefix="dagster-tools-pgbouncer-"))
-    config, users = folder / "pgbouncer.ini", folder / "users.txt"
-    config.write_text(
-        f"""
-        [databases]
-        * = host={database.host} port={database.port} password={database.password}
-        [pgbouncer]
-        listen_addr = 127.0.0.1
-        listen_port = {port}
-        unix_socket_dir =
-        auth_type = plain
-        auth_file = {users}
-        pool_mode = transaction
-        default_pool_size = 2
-        max_client_conn = 50
-        server_login_retry = 1
-        """.replace("        ", ""),
-        encoding="utf-8",
-    )
-    users.write_text(f'"{database.user}" "{database.password}"\n', "utf-8")
-    binary, environment = find_pgbouncer()
-    user = None
-    if os.getuid() == 0:  # it refuses to run as root, as PostgreSQL does
-        user = "nobody"
-        for path in (folder, config, users):
-            shutil.chown(path, user)
-    process = subprocess.Popen(
-        [binary, "-q", config],
-        env=environment,
-        user=user,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd="/",
-    )
-    behind = replace(database, host="127.0.0.1", port=port)
-    try:
-        wait_for(behind, process)
-        yield behind
-    finally:
-        process.terminate()
-        process.wait()
-        shutil.rmtree(folder)
-
-
-def find_pgbouncer() -> tuple[str, dict[str, str]]:
-    """Return Debian's, or the one that scripts/install-postgres unpacked without root."""
-    variables = Binaries.find(postgis=True).variables()
-    installed = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin")
-    if installed:
-        return installed, dict(os.environ)
-    for folder in variables.get("LD_LIBRARY_PATH", "").split(":"):
-        for parent in Path(folder).parents:
-            unpacked = parent / "usr" / "sbin" / "pgbouncer"
-            if unpacked.exists():
-                return str(unpacked), os.environ | variables
-    pytest.fail("PgBouncer is missing; `make test` installs it.")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def wait_for(database: Database, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + SECONDS_TO_START
-    while True:
-        assert process.poll() is None, "PgBouncer ended"
-        try:
-            with closing(database.connect()):
-                return
-        except psycopg.OperationalError:
-            assert time.monotonic() < deadline, "PgBouncer takes no connections"
-            time.sleep(0.05)
+MANY = 20_000
+"""Rows of two columns: more than is read without the driver."""
 
 
 def test_a_table_is_written_replaced_evolved_and_loaded_through_a_pooler(database, pooled):
@@ -114,6 +31,18 @@ def test_a_table_is_written_replaced_evolved_and_loaded_through_a_pooler(databas
 
     assert ids(database) == [2, 3, 4]
     assert sorted(row["id"] for row in load(pooled)) == [2, 3, 4]
+
+
+def test_rows_are_deleted_and_inserted_by_frames_queries_and_statements_through_a_pooler(
+    database, pooled
+):
+    write(pooled, numbers(1, 2))
+    write(pooled, numbers(3), delete=Keys(("id",), numbers(2).select(["id"])))
+    run(pooled, Query("SELECT id + 1 AS id, label FROM sales.numbers"), run_id="a query")
+    run(pooled, SQL("INSERT INTO sales.numbers VALUES (%(id)s, '')", id=7), run_id="statements")
+
+    assert ids(database) == [2, 4, 7]
+    assert sorted(row["id"] for row in load(pooled)) == [2, 4, 7]
 
 
 def test_partitions_are_replaced_and_loaded_through_a_pooler(database, pooled):
@@ -153,3 +82,60 @@ def test_nothing_is_left_on_a_pooled_connection_for_the_next_client(pooled):
     assert settings == []
     assert locks == (0,)
     assert relations == (0,)
+
+
+# --- at once --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("connections", [1, 2])
+def test_eight_loads_at_once_finish_in_a_pool_smaller_than_they_are_many(database, connections):
+    """None holds one connection while it waits for another."""
+    write(database, many())
+    with pooler(database, connections=connections) as running:
+        pooled = running.route(database)
+
+        found = at_once(lambda: len(load(pooled)), 8)
+
+    assert found == [MANY] * 8
+
+
+def test_loads_and_writes_at_once_finish_in_a_pool_of_one(database):
+    write(database, many())
+    with pooler(database, connections=1) as running:
+        pooled = running.route(database)
+
+        found = at_once(lambda: write(pooled, many()) and len(load(pooled)), 4)
+
+    assert found == [MANY] * 4
+    assert len(ids(database)) == MANY
+
+
+def test_a_connection_that_was_read_from_goes_back_into_the_pool(database, monkeypatch):
+    """Left in a transaction it would be thrown away, and the next client wait for a new one."""
+    monkeypatch.setattr(read, "FEW_VALUES", -1)
+    write(database, numbers(1))
+    with pooler(database, connections=1) as running:
+        pooled = running.route(database)
+        used = set()
+
+        for _time in range(3):
+            load(pooled)
+            used |= backends(pooled)
+
+    assert len(used) == 1
+
+
+def backends(pooled: Database) -> set[int]:
+    """Return the server's process behind a pool of one."""
+    with closing(pooled.connect(prepare_threshold=None)) as connection:
+        return {row[0] for row in connection.execute("SELECT pg_backend_pid()").fetchall()}
+
+
+def many() -> pa.Table:
+    return numbers(*range(MANY))
+
+
+def at_once(act: Callable[[], int], times: int) -> list[int]:
+    with ThreadPoolExecutor(times) as pool:
+        running = [pool.submit(act) for _time in range(times)]
+        return [each.result() for each in running]

@@ -13,14 +13,17 @@ from typing import Any
 import pyarrow as pa
 
 from dagster_tools.postgres.connection import ConnectionSettings, connect
+from dagster_tools.postgres.deletion import Deletion
 from dagster_tools.postgres.names import Table
 from dagster_tools.postgres.options import InputOptions, OutputOptions
 from dagster_tools.postgres.read import Request, read_table
+from dagster_tools.postgres.run import run_sql
 from dagster_tools.postgres.tracking import Lineage, Tracking
 from dagster_tools.postgres.write import Merge, Output, Written, write_table
+from dagster_tools.sql import SQL, Query
 from tests.fix_servers import Database
 
-__all__ = ["NUMBERS", "ids", "load", "numbers", "settings_of", "stream", "write"]
+__all__ = ["NUMBERS", "ids", "load", "numbers", "run", "settings_of", "stream", "write"]
 
 NUMBERS = Table("sales", "numbers")
 """Where writes go unless they say otherwise; the asset has the table's name."""
@@ -29,13 +32,7 @@ log = logging.getLogger("promises")
 
 
 def settings_of(database: Database) -> ConnectionSettings:
-    return ConnectionSettings(
-        host=database.host,
-        port=database.port,
-        dbname=database.dbname,
-        user=database.user,
-        password=database.password,
-    )
+    return ConnectionSettings(**database.settings())
 
 
 def numbers(*ids: int, label: str = "") -> pa.Table:
@@ -71,11 +68,13 @@ def write(
     run_id: str = "a run",
     asset_key: str | None = None,
     tracking_schema: str = "meta",
+    delete: Deletion | None = None,
     **metadata: Any,
 ) -> Written:
     """Write one output, as the IO manager does.
 
     Args:
+        delete: What of the asset's rows goes before, as for an `IncrementalDataFrame`.
         metadata: The output's options, as an asset's definition has them.
     """
     asset_key = asset_key or table.name
@@ -86,10 +85,18 @@ def write(
         Lineage(asset_key, run_id, (partition,)),
         Tracking(tracking_schema),
         log,
-        merge=Merge() if options.incremental else None,
+        merge=Merge(delete) if options.incremental or delete is not None else None,
     )
     with closing(connect(settings_of(database))) as connection:
         return write_table(connection, output, data)
+
+
+def run(database: Database, statement: SQL | Query, *, run_id: str = "a run") -> Written:
+    """Run what an asset returned to be run in the server, as the IO manager does."""
+    options = OutputOptions.from_metadata({}, NUMBERS.name)
+    output = Output(NUMBERS, options, Lineage(NUMBERS.name, run_id), Tracking("meta"), log)
+    with closing(connect(settings_of(database))) as connection:
+        return run_sql(connection, output, statement, environment="development", retry=True)
 
 
 def load(

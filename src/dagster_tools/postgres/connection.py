@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias
 from urllib.parse import quote
 
 import psycopg
+from psycopg import errors
 from psycopg.pq import Conninfo, TransactionStatus
 from psycopg.rows import TupleRow
+from psycopg.sql import Composed
 
 from dagster_tools.errors import BadValue, ConfigurationError, DatabaseError
 
 __all__ = [
+    "Asked",
     "Connection",
     "ConnectionSettings",
     "connect",
-    "connect_beside",
+    "connect_again",
     "libpq_uri",
     "server_message",
     "transaction",
@@ -44,6 +47,27 @@ KEEPALIVES = {
 
 CANCEL_TIMEOUT = 5.0
 """Seconds that a statement gets to be canceled."""
+
+
+class Asked(Protocol):
+    """What answers a question: psycopg's connection, or a snapshot of the ADBC driver's."""
+
+    def execute(self, query: Composed, params: Sequence[object]) -> Answer:
+        """Return the answer to a question with `$1` for parameters."""
+        ...
+
+
+class Answer(Protocol):
+    """The rows of an answer, as psycopg's cursors return them."""
+
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        """Return all rows."""
+        ...
+
+    def fetchone(self) -> tuple[Any, ...] | None:
+        """Return the first row, None where there is none."""
+        ...
+
 
 _LOOK_FOR_CLIENT = """
 SELECT CASE WHEN pg_catalog.version() LIKE '%linux%' THEN
@@ -107,16 +131,30 @@ def connect(settings: ConnectionSettings) -> Connection:
         return _opened(**settings.keywords())
     except psycopg.Error as error:
         reason = _scrubbed(str(error), settings.password)
+        advice = "".join(f" {remedy}" for cause, remedy in _REMEDIES.items() if cause in reason)
         raise DatabaseError(
-            f"Could not connect to PostgreSQL ({settings}): {reason}",
+            f"Could not connect to PostgreSQL ({settings}): {reason}{advice}",
             sqlstate=error.sqlstate,
             step="connect",
         ) from None
 
 
-def connect_beside(connection: Connection) -> Connection:
-    """Open a second session of the same user on the same server."""
-    return _opened(conninfo=libpq_uri(connection))
+_REMEDIES = {
+    "certificate verify failed": "sslrootcert must name the file of the authority that signed the "
+    "server's certificate, and another did, or nobody.",
+    "does not match host name": "Connect by a name that the server's certificate has; "
+    "sslmode='verify-ca' trusts the authority and does not look at the name.",
+    "root certificate file": "Set sslrootcert to the file of the authority that signed the "
+    "server's certificate.",
+    "server does not support SSL": "Turn `ssl` on in the server's postgresql.conf; "
+    "sslmode='prefer' would do without encryption.",
+}
+"""What helps, by libpq's words for what is the matter (fe-connect.c, fe-secure-openssl.c)."""
+
+
+def connect_again(uri: str) -> Connection:
+    """Open another session of the same user on the same server; `uri` is `libpq_uri`'s."""
+    return _opened(conninfo=uri)
 
 
 def _opened(**keywords: str) -> Connection:
@@ -218,6 +256,9 @@ _INTERNAL_ERROR = "XX000"
 """What PostGIS answers to text that is no geometry; only COPY's context tells that it is data."""
 _QUOTES = '"«»„“”'
 
+_LITERAL = re.compile(f"[{_QUOTES}](?: *E)?['0-9].*[{_QUOTES}]", re.DOTALL)
+"""Where a syntax error is: at a parameter's value perhaps, which is quoted into a statement."""
+
 _COPY_LINE = re.compile(r"^COPY .*?, line (\d+)", re.MULTILINE)
 _COPY_COLUMN = re.compile(r"^COPY .*?, line \d+, column ((?:.|\n)*?)(?:: |$)", re.MULTILINE)
 
@@ -266,6 +307,8 @@ def _without_values(message: str, sqlstate: str | None) -> str:
 
     They are those of the server's language (lc_messages): German has »…«, French « … ».
     """
+    if sqlstate == errors.SyntaxError.sqlstate:
+        return _LITERAL.sub('"…"', message)
     if sqlstate is None or not sqlstate.startswith(("22", _INTERNAL_ERROR)):
         return message
     return re.sub(f"[{_QUOTES}].*[{_QUOTES}]", '"…"', message, flags=re.DOTALL)

@@ -187,7 +187,7 @@ def _tracking(connection: Connection, tracking: Tracking) -> Iterator[Finding]:
         FROM pg_catalog.pg_class AS c
         JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
         WHERE n.nspname = $1
-          AND c.relname IN ('assets', 'materializations', 'leftovers')
+          AND c.relname IN ('assets', 'materializations', 'leftovers', 'watermarks')
         """,
         [tracking.schema],
     ).fetchall()

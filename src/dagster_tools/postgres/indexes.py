@@ -22,7 +22,8 @@ from dagster_tools.postgres import ddl
 from dagster_tools.postgres.connection import (
     CANCEL_TIMEOUT,
     Connection,
-    connect_beside,
+    connect_again,
+    libpq_uri,
     transaction,
     translated,
 )
@@ -41,11 +42,13 @@ def build_index(
     columns: Sequence[str],
     *,
     unique: bool,
+    spatial: bool = False,
     patience: float = PATIENCE,
 ) -> None:
     """Build an index where there is none of its name, or only a broken one.
 
     Args:
+        spatial: See `compose_index`.
         patience: Seconds to wait for others; building itself takes what it takes.
 
     Raises:
@@ -53,7 +56,7 @@ def build_index(
             is left but, where the table is too busy to drop it, an INVALID index.
     """
     name = ddl.index_name(table, columns, unique=unique)
-    statement = ddl.compose_index(table, columns, unique=unique, concurrently=True)
+    statement = ddl.compose_index(table, columns, unique=unique, concurrently=True, spatial=spatial)
     step = f"building index {name!r} on {table}"
 
     def attempt() -> None:
@@ -71,7 +74,7 @@ def build_index(
                     _drop_if_invalid(connection, table, name, patience)
                 raise
 
-    with translated(step), closing(connect_beside(connection)) as beside:
+    with translated(step), closing(connect_again(libpq_uri(connection))) as beside:
         patiently(attempt, step, patience=patience)
 
 

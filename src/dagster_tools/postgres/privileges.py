@@ -15,7 +15,7 @@ from psycopg import errors
 from psycopg.sql import Identifier
 
 from dagster_tools.errors import DatabaseError
-from dagster_tools.postgres.connection import Connection, connect_beside
+from dagster_tools.postgres.connection import connect_again
 from dagster_tools.postgres.names import Table
 
 __all__ = ["Purpose", "explained"]
@@ -27,16 +27,19 @@ _QUERY = resources.files(__package__).joinpath("privileges.sql").read_text(encod
 
 
 @contextmanager
-def explained(
-    connection: Connection, table: Table, tracking_schema: str, *purposes: Purpose
-) -> Iterator[None]:
-    """Add to an error about privileges the GRANTs that cure it, for an administrator to run."""
+def explained(uri: str, table: Table, tracking_schema: str, *purposes: Purpose) -> Iterator[None]:
+    """Add to an error about privileges the GRANTs that cure it, for an administrator to run.
+
+    Args:
+        uri: Of the connection that a block uses (`libpq_uri`); the server is asked over another,
+            since that one may be broken or closed by then.
+    """
     try:
         yield
     except DatabaseError as error:
         if error.sqlstate != errors.InsufficientPrivilege.sqlstate:
             raise
-        grants = _missing(connection, table, tracking_schema, purposes)
+        grants = _missing(uri, table, tracking_schema, purposes)
         if not grants:
             raise
         raise DatabaseError(
@@ -47,13 +50,12 @@ def explained(
 
 
 def _missing(
-    connection: Connection, table: Table, tracking_schema: str, purposes: tuple[Purpose, ...]
+    uri: str, table: Table, tracking_schema: str, purposes: tuple[Purpose, ...]
 ) -> list[str]:
-    role = Identifier(connection.info.user).as_string()
     names = [table.schema, table.name, tracking_schema]
     try:
-        # The connection itself may be in a transaction that has failed.
-        with closing(connect_beside(connection)) as asking:
+        with closing(connect_again(uri)) as asking:
+            role = Identifier(asking.info.user).as_string()
             rows = asking.execute(_QUERY, names).fetchall()
     except psycopg.Error:
         return []

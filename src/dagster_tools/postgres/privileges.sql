@@ -8,7 +8,8 @@ WITH relations AS (
     FROM pg_catalog.pg_class AS c
     JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
     WHERE n.nspname = $1 AND c.relname = $2
-       OR n.nspname = $3 AND c.relname IN ('assets', 'materializations', 'leftovers')
+       OR n.nspname = $3
+          AND c.relname IN ('assets', 'materializations', 'leftovers', 'watermarks')
 ),
 needed (part, purpose, privilege) AS (
     VALUES ('target', 'read', 'SELECT'),
@@ -22,7 +23,10 @@ needed (part, purpose, privilege) AS (
            ('materializations', 'record', 'INSERT'),
            ('leftovers', 'look up', 'SELECT'),
            ('leftovers', 'record', 'INSERT'),
-           ('leftovers', 'record', 'DELETE')
+           ('leftovers', 'record', 'DELETE'),
+           ('watermarks', 'look up', 'SELECT'),
+           ('watermarks', 'record', 'INSERT'),
+           ('watermarks', 'record', 'UPDATE')
 ),
 lacking (purpose, privilege, object) AS (
     SELECT CASE n.nspname WHEN $1 THEN 'read' ELSE 'look up' END, 'USAGE',

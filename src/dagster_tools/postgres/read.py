@@ -3,41 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from itertools import chain
 
-import adbc_driver_manager
-import adbc_driver_postgresql
 import psycopg
 import pyarrow as pa
 from psycopg import sql
 
-from dagster_tools.errors import (
-    ConfigurationError,
-    DagsterToolsError,
-    DatabaseError,
-    MaterializationNotFound,
-    listed,
-)
+from dagster_tools.errors import ConfigurationError, MaterializationNotFound, listed
+from dagster_tools.postgres.adbc import AdbcSnapshot, adbc_snapshot
 from dagster_tools.postgres.binary import binary_columns, read_values
-from dagster_tools.postgres.catalog import Catalog, fetch_catalog
+from dagster_tools.postgres.catalog import Catalog, fetch_catalog, fetch_crs, fetch_srid
+from dagster_tools.postgres.column_types import PgType
 from dagster_tools.postgres.columns import Column
 from dagster_tools.postgres.connection import (
+    Asked,
     Connection,
     ConnectionSettings,
     connect,
     libpq_uri,
-    server_message,
     translated,
 )
+from dagster_tools.postgres.geometry import crs_of
 from dagster_tools.postgres.names import Table
 from dagster_tools.postgres.options import InputOptions
 from dagster_tools.postgres.privileges import explained
 from dagster_tools.postgres.projection import (
     Projected,
     compose_select,
+    compose_srid,
     decode,
     decoded_schema,
     empty_columns,
@@ -47,6 +42,8 @@ from dagster_tools.postgres.tracking import Stored, Tracking
 from dagster_tools.sql import Relation
 
 __all__ = ["Request", "read_by_partition", "read_relation", "read_table"]
+
+INTEGER = PgType("integer")
 
 FEW_VALUES = 20_000
 """Rows times columns that are read without the driver.
@@ -126,26 +123,28 @@ def read_table(
     Which materializations count and what they wrote come from one snapshot, in a read-only
     transaction: a replace that commits meanwhile is not seen, and never as nothing.
 
-    The connection ends with the stream: when it is exhausted, fails, or is dropped.
+    No more than one connection is open at any time. It ends with the stream: when that is
+    exhausted, fails, or is dropped.
 
     Raises:
         MaterializationNotFound: The asset, or one of the partitions, was never materialized.
         ConfigurationError: The options do not fit the table.
         DatabaseError: The server failed.
     """
-    with ExitStack() as opened:
-        connection = opened.enter_context(_snapshot(settings, tracking, request))
+    with _snapshot(settings, tracking, request) as connection:
         located = _locate(connection, tracking, request)
-        columns = _columns(located, request)
-        if located.empty:
-            return pa.RecordBatchReader.from_batches(decoded_schema(columns), [])
-        few = _few(connection, located, located.stored, columns, request)
-        if few is not None:
-            return pa.RecordBatchReader.from_batches(decoded_schema(columns), [few])
-        reader = opened.enter_context(_copy_out(connection))
+        few = _few(connection, located, located.stored, request)
+        uri = libpq_uri(connection)
+    if few is not None:
+        return few
+    with ExitStack() as opened:
+        reading = opened.enter_context(_adbc(uri, tracking, request))
+        # Once more: what was found before may have been replaced since.
+        located = _locate(reading, tracking, request)
+        columns = _columns(reading, located, request)
         # On its own in the stack: a chain does not close what it is made of.
         batches = opened.enter_context(
-            closing(_batches(reader, located, located.stored, columns, request))
+            closing(_batches(reading, located, located.stored, columns, request))
         )
         # The first batch is read here, so that errors of the query are this call's.
         first = [batch for batch in [next(batches, None)] if batch is not None]
@@ -163,24 +162,22 @@ def read_by_partition(
         MaterializationNotFound, DatabaseError: As `read_table`.
         ConfigurationError: As `read_table`, or the rows are not told apart by partition.
     """
-    with ExitStack() as opened:
-        connection = opened.enter_context(_snapshot(settings, tracking, request))
+    with _snapshot(settings, tracking, request) as connection:
         located = _locate(connection, tracking, request)
         _check_partitioned(located, request)
-        columns = _columns(located, request)
-        schema, reader = decoded_schema(columns), None
+        each_few = _each_few(connection, located, request)
+        uri = libpq_uri(connection)
+    if each_few is not None:
+        yield from each_few
+        return
+    with _adbc(uri, tracking, request) as reading:
+        located = _locate(reading, tracking, request)
+        _check_partitioned(located, request)
+        columns = _columns(reading, located, request)
         for item in located.stored:
-            key = str(item.partition_key)
-            if located.empty:
-                yield key, pa.RecordBatchReader.from_batches(schema, [])
-                continue
-            few = _few(connection, located, [item], columns, request)
-            if few is not None:
-                yield key, pa.RecordBatchReader.from_batches(schema, [few])
-                continue
-            reader = reader or opened.enter_context(_copy_out(connection))
-            with closing(_batches(reader, located, [item], columns, request)) as batches:
-                yield key, pa.RecordBatchReader.from_batches(schema, batches)
+            with closing(_batches(reading, located, [item], columns, request)) as batches:
+                stream = pa.RecordBatchReader.from_batches(decoded_schema(columns), batches)
+                yield str(item.partition_key), stream
 
 
 def read_relation(
@@ -216,14 +213,24 @@ def _snapshot(
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         connection.read_only = True
         with (
-            explained(connection, request.table, tracking.schema, "look up", "read"),
+            _explained(libpq_uri(connection), tracking, request),
             translated("opening a read-only transaction"),
             connection.transaction(),
         ):
             yield connection
 
 
-def _locate(connection: Connection, tracking: Tracking, request: Request) -> _Located:
+@contextmanager
+def _adbc(uri: str, tracking: Tracking, request: Request) -> Iterator[AdbcSnapshot]:
+    with _explained(uri, tracking, request), adbc_snapshot(uri) as reading:
+        yield reading
+
+
+def _explained(uri: str, tracking: Tracking, request: Request) -> AbstractContextManager[None]:
+    return explained(uri, request.table, tracking.schema, "look up", "read")
+
+
+def _locate(connection: Asked, tracking: Tracking, request: Request) -> _Located:
     catalog = fetch_catalog(connection, request.table, tracking.schema)
     stored: list[Stored] = []
     if catalog.tracking_exists:
@@ -233,6 +240,8 @@ def _locate(connection: Connection, tracking: Tracking, request: Request) -> _Lo
     if request.options.full_table:
         if catalog.existing is None and not stored:
             raise MaterializationNotFound(_never(request, catalog))
+        if catalog.existing is None:
+            _check_never_filled(stored, request)
         return _Located(tuple(stored), catalog)
     missing = set(request.partition_keys or ()) - {item.partition_key for item in stored}
     if missing and not request.options.allow_missing_partitions:
@@ -249,7 +258,7 @@ def _locate(connection: Connection, tracking: Tracking, request: Request) -> _Lo
 
 
 def _catalog_of(
-    connection: Connection, tracking: Tracking, stored: Sequence[Stored], catalog: Catalog
+    connection: Asked, tracking: Tracking, stored: Sequence[Stored], catalog: Catalog
 ) -> Catalog:
     """Return the catalog of the table that holds the rows, wherever the definition points now."""
     tables = {item.table for item in stored}
@@ -267,7 +276,7 @@ def _catalog_of(
 
 
 def _unstored(
-    connection: Connection, tracking: Tracking, request: Request, catalog: Catalog
+    connection: Asked, tracking: Tracking, request: Request, catalog: Catalog
 ) -> _Located:
     """Locate what has no materialization: no row where partitions are asked for, else the table.
 
@@ -290,7 +299,13 @@ def _unstored(
 
 
 def _check_never_filled(stored: Sequence[Stored], request: Request) -> None:
-    """Refuse to take a table that somebody dropped for one that was never needed."""
+    """Refuse to take a table that somebody dropped, or named otherwise, for one never needed."""
+    if any(item.filled is None for item in stored):
+        raise ConfigurationError(
+            f"There is no table or view {stored[0].table}, and the asset was materialized by "
+            "statements of its own (SQL). Point it at what they make, with metadata={'schema': …, "
+            "'table': …}, and materialize it again."
+        )
     filled = [item for item in stored if item.filled]
     if filled:
         raise MaterializationNotFound(
@@ -323,24 +338,71 @@ def _never(request: Request, catalog: Catalog) -> str:
     )
 
 
-def _columns(located: _Located, request: Request) -> list[Projected]:
+def _columns(connection: Asked, located: _Located, request: Request) -> list[Projected]:
     if located.catalog.existing is None:
         return empty_columns(list(request.declared.values()), request.options.columns)
     options = request.options
-    return project(located.catalog.existing, options.columns, options.order_by)
+    columns = project(located.catalog.existing, options.columns, options.order_by)
+    if all(column.crs is None for column in columns):
+        return columns
+    return _with_crs(connection, located, columns)
+
+
+def _with_crs(
+    connection: Asked, located: _Located, columns: Sequence[Projected]
+) -> list[Projected]:
+    """Return the columns, those of geometry with their CRS; the rows tell where nothing else does.
+
+    What is recorded here is what all rows are then held to.
+    """
+    found = {
+        column.name: fetch_srid(connection, _srid_query(located, column)) or column.srid
+        for column in columns
+        if column.tells_srid
+    }
+    srids = {c.name: found.get(c.name, c.srid) for c in columns if c.crs is not None}
+    known = fetch_crs(connection, located.catalog.postgis, srids.values())
+    return [
+        column
+        if column.crs is None
+        else replace(
+            column,
+            crs=crs_of(srids[column.name], known, spherical=column.crs.spherical),
+            row_srid=srids[column.name],
+        )
+        for column in columns
+    ]
+
+
+def _srid_query(located: _Located, column: Projected) -> sql.Composed:
+    ids = located.ids(located.stored)
+    return compose_srid(located.catalog.table, column, ids, since=located.since)
 
 
 # --- out of the server ----------------------------------------------------------------------
 
 
+def _each_few(
+    connection: Connection, located: _Located, request: Request
+) -> list[tuple[str, pa.RecordBatchReader]] | None:
+    """Return the rows of each partition without the driver, None as soon as that must do it."""
+    each = []
+    for item in located.stored:
+        few = _few(connection, located, [item], request)
+        if few is None:
+            return None
+        each.append((str(item.partition_key), few))
+    return each
+
+
 def _few(
-    connection: Connection,
-    located: _Located,
-    stored: Sequence[Stored],
-    columns: Sequence[Projected],
-    request: Request,
-) -> pa.RecordBatch | None:
+    connection: Connection, located: _Located, stored: Sequence[Stored], request: Request
+) -> pa.RecordBatchReader | None:
     """Return the rows without the driver, None where that is for the driver to do."""
+    columns = _columns(connection, located, request)
+    schema = decoded_schema(columns)
+    if located.empty:
+        return pa.RecordBatchReader.from_batches(schema, [])
     values = binary_columns(columns)
     if values is None or not located.few(columns) or connection.info.encoding != "utf-8":
         return None
@@ -353,10 +415,14 @@ def _few(
         return None
     rows = range(result.ntuples)
     arrays = [
-        read_values([result.get_value(row, position) for row in rows], column.arriving)
-        for position, column in enumerate(values)
+        read_values([result.get_value(row, position) for row in rows], type_)
+        for position, type_ in enumerate(
+            # What `compose_select` adds to the columns are integers.
+            [*(column.arriving for column in values), *[INTEGER] * (result.nfields - len(values))]
+        )
     ]
-    return decode(pa.record_batch(arrays, names=[""] * len(arrays)), columns, table)
+    batch = pa.record_batch(arrays, names=[""] * len(arrays))
+    return pa.RecordBatchReader.from_batches(schema, [decode(batch, columns, table)])
 
 
 def _query(
@@ -371,62 +437,19 @@ def _query(
     )
 
 
-@contextmanager
-def _copy_out(connection: Connection) -> Iterator[adbc_driver_manager.AdbcConnection]:
-    """Open the driver that decodes COPY into Arrow, in this connection's snapshot.
-
-    The driver's DBAPI layer would import pandas and Polars where they are installed; this
-    is the layer beneath it.
-    """
-    [(snapshot,)] = connection.execute("SELECT pg_catalog.pg_export_snapshot()").fetchall()
-    importing = sql.SQL("SET TRANSACTION SNAPSHOT {}").format(snapshot)
-    with ExitStack() as opened:
-        with _adbc_translated("connecting for COPY"):
-            database = _driver(libpq_uri(connection))
-            reading = opened.enter_context(adbc_driver_manager.AdbcConnection(database))
-        with _adbc_translated("importing the snapshot"):
-            _run(reading, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            _run(reading, importing.as_string())
-        yield reading
-
-
-@lru_cache(maxsize=8)
-def _driver(uri: str) -> adbc_driver_manager.AdbcDatabase:
-    """Open the driver on a database, once in a process: it reads the whole catalog to do so.
-
-    Kept is what each type's OID means, no connection. Enums made later arrive as bytes of
-    an unknown type, which `decode` takes for the text they are.
-    """
-    database: adbc_driver_manager.AdbcDatabase = adbc_driver_postgresql.connect(uri)
-    return database
-
-
-def _run(reading: adbc_driver_manager.AdbcConnection, statement: str) -> None:
-    with adbc_driver_manager.AdbcStatement(reading) as running:
-        running.set_sql_query(statement)
-        running.execute_update()
-
-
 def _batches(
-    reading: adbc_driver_manager.AdbcConnection,
+    reading: AdbcSnapshot,
     located: _Located,
     stored: Sequence[Stored],
     columns: Sequence[Projected],
     request: Request,
 ) -> Generator[pa.RecordBatch]:
+    if located.empty:
+        return
     table = located.catalog.table
     query = _query(located, stored, columns, request)
-    with adbc_driver_manager.AdbcStatement(reading) as statement:
-        with _adbc_translated(f"reading {table}"):
-            statement.set_sql_query(query.as_string())
-            handle, _rows = statement.execute_query()
-            # The driver's own way to pyarrow, without its DBAPI layer.
-            arriving = pa.RecordBatchReader._import_from_c(handle.address)  # noqa: SLF001  # no public one takes an address
-        while True:
-            with _adbc_translated(f"reading {table}"):
-                batch = next(arriving, None)
-            if batch is None:
-                return
+    with closing(reading.stream(query, f"reading {table}")) as arriving:
+        for batch in arriving:
             yield decode(batch, columns, table)
 
 
@@ -435,16 +458,3 @@ def _closing(batches: Iterator[pa.RecordBatch], opened: ExitStack) -> Iterator[p
     with opened:
         yield pa.record_batch({})
         yield from batches
-
-
-@contextmanager
-def _adbc_translated(step: str) -> Iterator[None]:
-    try:
-        yield
-    except (adbc_driver_manager.Error, OSError, pa.ArrowException) as error:
-        if isinstance(error, DagsterToolsError):
-            raise
-        sqlstate = getattr(error, "sqlstate", None)
-        # Errors of a stream that runs bring no SQLSTATE; what they quote may be a row's value.
-        message = server_message(str(error), sqlstate or "22000")
-        raise DatabaseError(f"{message} (while {step})", sqlstate=sqlstate, step=step) from None
