@@ -4,12 +4,12 @@ import pyarrow as pa
 import pytest
 
 from dagster_tools.errors import ConfigurationError, UnsupportedFrame
+from dagster_tools.geoarrow import is_geometry
 from dagster_tools.postgres.column_types import (
     DECLARED_WORDS,
     PgType,
     arrow_hint,
     infer,
-    is_geometry,
     is_json,
     is_list,
     is_uuid,

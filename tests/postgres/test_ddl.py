@@ -40,11 +40,11 @@ DEFAULT = (
             'ALTER TABLE "s"."t" ADD COLUMN IF NOT EXISTS "a" numeric(12,2)',
         ),
         (
-            ddl.compose_alter_type(TABLE, "a", parse_type("bigint"), empty=False),
+            ddl.compose_alter_type(TABLE.identifier, "a", parse_type("bigint"), empty=False),
             'ALTER TABLE "s"."t" ALTER COLUMN "a" TYPE bigint USING "a"::bigint',
         ),
         (
-            ddl.compose_alter_type(TABLE, "a", parse_type("date"), empty=True),
+            ddl.compose_alter_type(TABLE.identifier, "a", parse_type("date"), empty=True),
             'ALTER TABLE "s"."t" ALTER COLUMN "a" TYPE date USING NULL::date',
         ),
         (
@@ -125,7 +125,7 @@ def test_a_name_stands_in_a_statement_only_within_its_quotes(name):
         ddl.compose_staging(name, table, [name]),
         ddl.compose_add_column(table, column),
         *ddl.compose_add_materialization_id(table),
-        ddl.compose_alter_type(table, name, column.type, empty=False),
+        ddl.compose_alter_type(table.identifier, name, column.type, empty=False),
         ddl.compose_index(table, [name], unique=True, concurrently=True),
         ddl.compose_index(table, [name], unique=False, concurrently=False),
         ddl.compose_drop_index(table, name),

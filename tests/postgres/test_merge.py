@@ -48,7 +48,7 @@ def test_rows_whose_key_stays_get_every_value_but_the_key():
     assert (
         'UPDATE "s"."t" AS kept SET "v" = staging."v", '
         '"materialization_id" = staging."materialization_id", "d" = DEFAULT '
-        'FROM "pg_temp"."staging" AS staging WHERE "kept"."k" = staging."k" '
+        'FROM "pg_temp"."staging" AS staging WHERE "kept"."k" = "staging"."k" '
         'AND kept."materialization_id" = ANY ($1) AND true'
     ) in text_of(composed)
 
@@ -67,7 +67,7 @@ def test_a_referenced_row_goes_and_comes_in_one_statement_in_this_order():
 def test_a_composite_key_is_the_same_where_every_part_is():
     composed = text_of(merge.compose_absent_from_staging(STAGING, ["a", "b"]))
 
-    assert '"kept"."a" = staging."a" AND "kept"."b" = staging."b"' in composed
+    assert '"kept"."a" = "staging"."a" AND "kept"."b" = "staging"."b"' in composed
 
 
 @pytest.mark.parametrize("columns", [["k", "v"], ["k"]], ids=["with values", "keys alone"])

@@ -16,6 +16,10 @@ from dagster_tools.postgres.tracking import Counts, Lineage, Tracking, lock_tabl
 from tests.fix_servers import Database, _database
 from tests.pipelines import query, resource_for
 
+pytestmark = pytest.mark.direct(
+    "pgbouncer", reason="one of two sessions waits for the other, with a lock_timeout of its own"
+)
+
 META = Tracking("meta")
 NUMBERS = Table("public", "numbers")
 
@@ -230,7 +234,7 @@ def test_what_was_left_behind_counts_as_another_owner(connection):
     assert not META.has_other_owners(connection, Table("public", "elsewhere"), "moving", [1])
 
 
-@pytest.mark.parametrize("name", ["assets", "materializations", "leftovers"])
+@pytest.mark.parametrize("name", ["assets", "materializations", "leftovers", "watermarks"])
 def test_a_tracking_table_is_no_place_for_an_asset(name):
     with pytest.raises(ConfigurationError, match=f"meta.{name} is one of the tables that say"):
         META.check_target(Table("meta", name))
@@ -305,7 +309,7 @@ def test_the_tracking_tables_are_made_once(database, schema):
         ).fetchall()
         connection.execute(SQL("DROP SCHEMA {} CASCADE").format(Identifier(schema)))
 
-    assert tables == [("assets",), ("leftovers",), ("materializations",)]
+    assert tables == [("assets",), ("leftovers",), ("materializations",), ("watermarks",)]
 
 
 def test_each_tracking_table_is_explained_to_the_dba_who_meets_it(connection):
@@ -320,5 +324,6 @@ def test_each_tracking_table_is_explained_to_the_dba_who_meets_it(connection):
     assert {name for name, explained in described if explained} == {
         "assets",
         "leftovers",
+        "watermarks",
         "materializations",
     }

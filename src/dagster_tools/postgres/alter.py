@@ -12,13 +12,15 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from psycopg import errors, sql
-from psycopg.sql import Identifier
+from psycopg.sql import Composed, Identifier
 
 from dagster_tools.errors import DatabaseError, SchemaConflict
 from dagster_tools.postgres import ddl
 from dagster_tools.postgres.catalog import fetch_column_type, fetch_dependents
+from dagster_tools.postgres.columns import Column
 from dagster_tools.postgres.connection import Connection, translated
 from dagster_tools.postgres.evolution import Evolution, Widening
+from dagster_tools.postgres.geometry import is_spatial, needs_check
 from dagster_tools.postgres.indexes import build_index, drop_index, is_written
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table
 from dagster_tools.postgres.patience import alter_patiently, brief_transaction, patiently
@@ -93,13 +95,12 @@ def evolve(
     """
     for added in evolution.additions:
         log.info("Adding column %r (%s) to %s.", added.name, added.type, table)
-        alter_patiently(
-            connection, [ddl.compose_add_column(table, added)], f"adding a column to {table}"
-        )
+        _add_column(connection, table, added)
     for widening in evolution.widenings:
         widen(connection, table, widening, log)
     for column in evolution.index:
-        build_index(connection, table, [column], unique=False)
+        spatial = is_spatial(evolution.targets[column])
+        build_index(connection, table, [column], unique=False, spatial=spatial)
     not_null = tuple(dict.fromkeys((*evolution.not_null, *evolution.primary_key)))
     keys = [Key((column,)) for column in evolution.unique]
     keys += [Key(evolution.primary_key, primary=True)] if evolution.primary_key else []
@@ -190,7 +191,9 @@ def widen(connection: Connection, table: Table, widening: Widening, log: logging
         widening.new,
         "it holds no value yet" if widening.empty else "a value does not fit",
     )
-    statement = ddl.compose_alter_type(table, widening.column, widening.new, empty=widening.empty)
+    statement = ddl.compose_alter_type(
+        table.identifier, widening.column, widening.new, empty=widening.empty
+    )
 
     def attempt() -> None:
         with brief_transaction(connection):
@@ -200,6 +203,10 @@ def widen(connection: Connection, table: Table, widening: Widening, log: logging
             ):
                 raise TableChangedError
             connection.execute(statement)
+            if needs_check(widening.new):
+                connection.execute(
+                    ddl.compose_add_shape_check(table, widening.column, widening.new, valid=True)
+                )
 
     try:
         patiently(attempt, f"widening a column of {table}")
@@ -212,6 +219,18 @@ def widen(connection: Connection, table: Table, widening: Widening, log: logging
             f"{widening.new}, but {', '.join(dependents)} depend on it. Drop them, run "
             f"{statement.as_string()}; and create them again."
         ) from None
+
+
+def _addition(table: Table, column: Column) -> list[Composed]:
+    statements = [ddl.compose_add_column(table, column)]
+    # The new column is empty, so there is nothing that VALIDATE would have to look at.
+    if needs_check(column.type):
+        name = ddl.shape_check_name(table, column.name)
+        statements += [
+            ddl.compose_drop_constraint(table, name),
+            ddl.compose_add_shape_check(table, column.name, column.type, valid=False),
+        ]
+    return statements
 
 
 def index_materialization_id(connection: Connection, table: Table, log: logging.Logger) -> None:
@@ -238,6 +257,19 @@ def holds_no_value(connection: Connection, table: Table, column: str) -> bool:
             )
         ).fetchone()
     return found is None
+
+
+def _add_column(connection: Connection, table: Table, column: Column) -> None:
+    try:
+        alter_patiently(connection, _addition(table, column), f"adding a column to {table}")
+    except DatabaseError as error:
+        if error.sqlstate != errors.TooManyColumns.sqlstate:
+            raise
+        raise SchemaConflict(
+            f"{table} cannot get the column {column.name!r}: a table has at most 1600 columns, "
+            "and those that were ever dropped count. Make a new table of it, with CREATE TABLE … "
+            "(LIKE …) and INSERT, and rename that."
+        ) from None
 
 
 def _build_key_index(

@@ -8,10 +8,10 @@ from importlib import resources
 from typing import Any
 
 from psycopg import sql
-from psycopg.sql import Composed
+from psycopg.sql import Composed, Identifier
 
 from dagster_tools.errors import ConfigurationError, DatabaseError
-from dagster_tools.postgres.column_types import PgType, parse_type
+from dagster_tools.postgres.column_types import ANY_SHAPE, EWKB, PgType, parse_type
 from dagster_tools.postgres.columns import (
     Column,
     ExistingColumn,
@@ -19,7 +19,13 @@ from dagster_tools.postgres.columns import (
     ForeignKey,
     Index,
 )
-from dagster_tools.postgres.connection import Connection, translated
+from dagster_tools.postgres.connection import Asked, Connection, translated
+from dagster_tools.postgres.geometry import (
+    SPATIAL,
+    is_spatial,
+    read_ewkb_check,
+    read_srid_check,
+)
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table
 
 __all__ = [
@@ -27,12 +33,17 @@ __all__ = [
     "describe_query",
     "fetch_catalog",
     "fetch_column_type",
+    "fetch_crs",
     "fetch_dependents",
+    "fetch_srid",
     "fetch_storage",
+    "postgis_remedy",
     "resolve_types",
 ]
 
-_QUERY = resources.files(__package__).joinpath("catalog.sql").read_text(encoding="utf-8")
+_QUERY = sql.SQL(
+    resources.files(__package__).joinpath("catalog.sql").read_text(encoding="utf-8")
+).format()
 _KINDS = {
     "v": "a view",
     "m": "a materialized view",
@@ -50,6 +61,7 @@ class Catalog:
     Args:
         existing: The table, or None where there is none.
         kind: pg_class.relkind of what has the table's name, None where nothing has.
+        postgis: Schema of the PostGIS extension, None where the database has none.
     """
 
     database: str
@@ -57,6 +69,7 @@ class Catalog:
     kind: str | None
     schema_exists: bool
     tracking_exists: bool
+    postgis: str | None
     existing: ExistingTable | None
 
     def check_writable(self) -> None:
@@ -74,12 +87,16 @@ class Catalog:
             )
 
 
-def fetch_catalog(connection: Connection, table: Table, tracking_schema: str) -> Catalog:
+def fetch_catalog(connection: Asked, table: Table, tracking_schema: str) -> Catalog:
     """Ask what exists under the table's name."""
     with translated(f"looking {table} up"):
         names = [table.schema, table.name, tracking_schema]
         [(found,)] = connection.execute(_QUERY, names).fetchall()
-    columns = tuple(_column(item) for item in found["columns"] or ())
+    geometry = _checked_geometry(found["checks"] or ())
+    columns = tuple(
+        _column(item, found["postgis"], geometry.get(item["name"]))
+        for item in found["columns"] or ()
+    )
     existing = None
     if found["kind"] is not None:
         existing = ExistingTable(
@@ -106,6 +123,7 @@ def fetch_catalog(connection: Connection, table: Table, tracking_schema: str) ->
                 item["name"] == MATERIALIZATION_ID and item["default"] is not None
                 for item in found["columns"] or ()
             ),
+            partitioned=found["kind"] == "p",
         )
     return Catalog(
         database=found["database"],
@@ -113,18 +131,24 @@ def fetch_catalog(connection: Connection, table: Table, tracking_schema: str) ->
         kind=found["kind"],
         schema_exists=found["schema_exists"],
         tracking_exists=found["tracking_exists"],
+        postgis=found["postgis"],
         existing=existing,
     )
 
 
-def resolve_types(connection: Connection, columns: Sequence[Column]) -> tuple[Column, ...]:
+def resolve_types(
+    connection: Connection, columns: Sequence[Column], postgis: str | None
+) -> tuple[Column, ...]:
     """Return the columns with their types spelled as the server spells them.
 
     `public.mood` and `"mood"` are `mood` to a server that finds it on the search path. Asks
     only about names with a schema or quotes; one the server does not have stays as it is.
+    PostGIS' types are told where PostGIS is, whether or not the search path leads there.
     """
     return tuple(
-        replace(column, type=_spelled(connection, column))
+        replace(column, type=_in_postgis(column.type, postgis))
+        if postgis is not None and is_spatial(column.type)
+        else replace(column, type=_spelled(connection, column))
         if set('."') & set(column.type.name)
         else column
         for column in columns
@@ -139,7 +163,7 @@ def fetch_storage(connection: Connection, columns: Iterable[Column]) -> dict[str
     """
     storage = {column.name: column.type for column in columns}
     for name, type_ in storage.items():
-        if type_.name in _KNOWN:
+        if type_.name in _KNOWN or type_.schema is not None:
             continue
         storage[name] = _fetch_storage(connection, name, type_)
     return storage
@@ -191,7 +215,11 @@ def fetch_column_type(connection: Connection, table: Table, column: str) -> PgTy
             """,
             [table.identifier.as_string(), column],
         ).fetchone()
-    return None if row is None else _lenient(row[0])
+    if row is None:
+        return None
+    type_ = _lenient(row[0])
+    schema, _point, name = type_.name.rpartition(".")
+    return replace(type_, name=name, schema=schema or None) if is_spatial(type_) else type_
 
 
 def fetch_dependents(connection: Connection, table: Table, column: str) -> list[str]:
@@ -239,11 +267,84 @@ def fetch_dependents(connection: Connection, table: Table, column: str) -> list[
     return [row[0] for row in rows]
 
 
-def _column(item: dict[str, Any]) -> ExistingColumn:
+def fetch_crs(connection: Asked, postgis: str | None, srids: Iterable[int]) -> dict[int, str]:
+    """Return what the database says of SRIDs: authority and code, else the CRS in WKT.
+
+    A SRID that nobody described to PostGIS is left out.
+    """
+    wanted = sorted({srid for srid in srids if srid})
+    if postgis is None or not wanted:
+        return {}
+    statement = sql.SQL(
+        """
+        SELECT srid, coalesce(auth_name || ':' || auth_srid, srtext)
+        FROM {}
+        WHERE srid = ANY ($1)
+          AND coalesce(auth_name || ':' || auth_srid, srtext) <> ''
+        """
+    ).format(Identifier(postgis, "spatial_ref_sys"))
+    with translated("looking coordinate reference systems up"):
+        return dict(connection.execute(statement, [wanted]).fetchall())
+
+
+def fetch_srid(connection: Asked, query: Composed) -> int:
+    """Return the SRID that a query for a row's gives, 0 where there is no row."""
+    with translated("looking for the SRID of a column"):
+        row = connection.execute(query, []).fetchone()
+    return row[0] if row is not None else 0
+
+
+def postgis_remedy(connection: Connection) -> str:
+    """Return how the database gets PostGIS."""
+    with translated("looking for PostGIS"):
+        available = connection.execute(
+            "SELECT FROM pg_catalog.pg_available_extensions WHERE name = 'postgis'"
+        ).fetchone()
+    if available is not None:
+        return "PostGIS is installed on the server: run CREATE EXTENSION postgis in the database"
+    major = connection.info.server_version // 10_000
+    return (
+        "Install PostGIS on the server (Debian and Ubuntu: apt-get install "
+        f"postgresql-{major}-postgis-3) and run CREATE EXTENSION postgis in the database"
+    )
+
+
+def _checked_geometry(checks: Iterable[str]) -> dict[str, PgType]:
+    """Return what CHECKs say of columns whose type does not say all about their geometry."""
+    said: dict[str, PgType] = {}
+    for check in checks:
+        if (ewkb := read_ewkb_check(check)) is not None:
+            said[ewkb[0]] = ewkb[1]
+        elif (srid := read_srid_check(check)) is not None:
+            said[srid[0]] = PgType("geometry", (ANY_SHAPE, str(srid[1])))
+    return said
+
+
+def _in_postgis(type_: PgType, postgis: str) -> PgType:
+    return replace(type_, name=type_.name.rpartition(".")[2], schema=postgis)
+
+
+def _storage(storage: PgType, postgis: str | None, checked: PgType | None) -> PgType:
+    if storage.name in SPATIAL and postgis is not None:
+        storage = replace(storage, schema=postgis)
+        alike = checked is not None and checked.name == storage.name
+        return (
+            replace(storage, modifiers=checked.modifiers)
+            if (checked is not None and alike and not storage.modifiers)
+            else storage
+        )
+    ewkb = checked is not None and checked.name == EWKB and storage == PgType("bytea")
+    return checked if checked is not None and ewkb else storage
+
+
+def _column(item: dict[str, Any], postgis: str | None, checked: PgType | None) -> ExistingColumn:
+    type_ = _lenient(item["type"])
+    if postgis is not None and is_spatial(type_):
+        type_ = _in_postgis(type_, postgis)
     return ExistingColumn(
         name=item["name"],
-        type=_lenient(item["type"]),
-        storage=_lenient(item["storage"]),
+        type=type_,
+        storage=_storage(_lenient(item["storage"]), postgis, checked),
         not_null=item["not_null"],
         filled_by_server=item["filled_by_server"],
         has_default=item["has_default"],
@@ -293,24 +394,18 @@ def _fetch_storage(connection: Connection, column: str, type_: PgType) -> PgType
     if row is None:
         raise ConfigurationError(
             f"columns[{column!r}]: the server has no type {str(type_)!r}."
-            + _POSTGIS_HINT.get(type_.name, "")
+            + (f" {postgis_remedy(connection)}." if is_spatial(type_) else "")
         )
     storage = _lenient(row[0])
     modifiers = storage.modifiers or type_.modifiers
     return PgType(storage.name, modifiers, array=type_.array or storage.array)
 
 
-_POSTGIS_HINT = dict.fromkeys(
-    ("geometry", "geography"),
-    " Install PostGIS on the server (Debian: apt-get install postgresql-postgis) and run "
-    "CREATE EXTENSION postgis in the database.",
-)
-
 _KNOWN = frozenset(
     {
         "boolean", "smallint", "integer", "bigint", "real", "double precision", "numeric",
         "text", "character varying", "character", "json", "jsonb", "bytea", "date", "uuid",
         "time without time zone", "timestamp without time zone", "timestamp with time zone",
-        "interval",
+        "interval", EWKB,
     }
 )  # fmt: skip

@@ -41,11 +41,17 @@ SELECT pg_catalog.json_build_object(
         SELECT FROM pg_catalog.pg_namespace WHERE nspname = $1
     ),
     'tracking_exists', (
-        SELECT pg_catalog.count(*) = 3
+        SELECT pg_catalog.count(*) = 4
         FROM pg_catalog.pg_class AS c
         JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
         WHERE n.nspname = $3
-          AND c.relname IN ('assets', 'materializations', 'leftovers')
+          AND c.relname IN ('assets', 'materializations', 'leftovers', 'watermarks')
+    ),
+    'postgis', (
+        SELECT n.nspname
+        FROM pg_catalog.pg_extension AS x
+        JOIN pg_catalog.pg_namespace AS n ON n.oid = x.extnamespace
+        WHERE x.extname = 'postgis'
     ),
     'kind', (SELECT relkind FROM target),
     'owned', (SELECT pg_catalog.pg_has_role(relowner, 'USAGE') FROM target),
@@ -62,7 +68,11 @@ SELECT pg_catalog.json_build_object(
                 WHEN s.is_array THEN
                     CASE s.element_typtype WHEN 'e' THEN 'enum' ELSE s.element END || '[]'
                 WHEN s.typtype = 'e' THEN 'enum'
-                ELSE s.typname
+                -- PostGIS' geometry says kind, dimensions and SRID in its modifiers.
+                ELSE s.typname || coalesce(
+                    pg_catalog.substring(pg_catalog.format_type(s.type, s.typmod), '[(][^()]*[)]$'),
+                    ''
+                )
             END,
             'not_null', a.attnotnull,
             'filled_by_server', a.attgenerated <> '' OR a.attidentity = 'a',

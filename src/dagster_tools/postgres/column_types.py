@@ -8,20 +8,23 @@ binary format). A type without a wire form travels as text.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.types as pat
 from psycopg import sql
+from psycopg.sql import Composable, Identifier
 
 from dagster_tools.errors import ConfigurationError, UnsupportedFrame
+from dagster_tools.geoarrow import is_geometry, read_crs
 
 __all__ = [
+    "ANY_SHAPE",
     "DECLARED_WORDS",
+    "EWKB",
     "PgType",
     "arrow_hint",
     "infer",
-    "is_geometry",
     "is_json",
     "is_list",
     "is_uuid",
@@ -29,6 +32,11 @@ __all__ = [
     "plain_type",
     "wire_type",
 ]
+
+EWKB = "EWKB"
+"""What values of a `bytea` column that stands for geometry are encoded as."""
+ANY_SHAPE = "*"
+"""In the place of a geometry column's kind: any kind, and any dimensions."""
 
 MICROSECONDS = "us"
 MAX_DECIMAL128 = 38
@@ -97,6 +105,7 @@ WIRE = {
     "uuid": pa.large_binary(),
     "geometry": pa.large_binary(),
     "geography": pa.large_binary(),
+    EWKB: pa.large_binary(),
     "date": pa.date32(),
     "time without time zone": pa.time64(MICROSECONDS),
     "timestamp without time zone": pa.timestamp(MICROSECONDS),
@@ -145,35 +154,52 @@ _TYPE = re.compile(
 class PgType:
     """A PostgreSQL type, spelled as the server spells it (`format_type`).
 
+    Two of the names are ours: `enum` for an enum's labels, and `EWKB` for geometry in `bytea`.
+
     Args:
         name: The name without modifiers: `numeric`, `integer`, `"My Type"`.
-        modifiers: What stands in parentheses: `("12", "2")`.
+        modifiers: What stands in parentheses: `("12", "2")`. Of geometry that may have any
+            dimensions, `("*", "4326")`: PostGIS has no modifiers for that, but a CHECK.
         array: Whether it is an array of this type. PostgreSQL keeps no number of dimensions.
+        schema: Of a type of PostGIS, the schema that the extension lies in: the search path
+            need not lead there. Part of how the type is spelled, not of what it is.
     """
 
     name: str
     modifiers: tuple[str, ...] = ()
     array: bool = False
+    schema: str | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
-        inside = f"({','.join(self.modifiers)})" if self.modifiers else ""
-        base, zone, rest = self.name.partition(" with")
-        text = f"{base}{inside}{zone}{rest}"
-        return f"{text}[]" if self.array else text
+        where = f"{self.schema}." if self.schema not in {None, "public"} else ""
+        return where + self._unqualified
 
     @property
-    def as_sql(self) -> sql.SQL:
+    def as_sql(self) -> Composable:
         """The type as it stands in a statement.
 
         Safe: what a person writes goes through `parse_type`, and what the catalog tells is
         spelled by the server.
         """
-        return sql.SQL(str(self))
+        if self.name == EWKB:
+            return sql.SQL("bytea")
+        plain = replace(self, modifiers=()) if self.modifiers[:1] == (ANY_SHAPE,) else self
+        spelled = sql.SQL(plain._unqualified)  # noqa: SLF001  # its own class
+        if self.schema is None:
+            return spelled
+        return sql.SQL("{}.{}").format(Identifier(self.schema), spelled)
 
     @property
     def element(self) -> PgType:
         """The type itself, without being an array of it."""
-        return PgType(self.name, self.modifiers)
+        return replace(self, array=False)
+
+    @property
+    def _unqualified(self) -> str:
+        inside = f"({','.join(self.modifiers)})" if self.modifiers else ""
+        base, zone, rest = self.name.partition(" with")
+        text = f"{base}{inside}{zone}{rest}"
+        return f"{text}[]" if self.array else text
 
     @property
     def precision_and_scale(self) -> tuple[int, int] | None:
@@ -242,7 +268,7 @@ def infer(field: pa.Field) -> PgType:
     if (field.metadata or {}).get(b"postgresql:type") == b"numeric":
         return PgType("numeric")
     if is_geometry(field):
-        return PgType("geometry")
+        return PgType("geography" if read_crs(field).spherical else "geometry")
     inferred = _infer(field.type)
     if inferred is None:
         raise UnsupportedFrame(
@@ -281,12 +307,6 @@ def is_json(type_: pa.DataType) -> bool:
 def is_uuid(type_: pa.DataType) -> bool:
     """Whether it is the sixteen bytes that Arrow marks as a UUID."""
     return getattr(type_, "extension_name", None) == "arrow.uuid"
-
-
-def is_geometry(field: pa.Field) -> bool:
-    """Whether the field holds WKB, marked the way GeoArrow marks it."""
-    marked = (field.metadata or {}).get(b"ARROW:extension:name") == b"geoarrow.wkb"
-    return marked or getattr(field.type, "extension_name", None) == "geoarrow.wkb"
 
 
 def is_list(type_: pa.DataType) -> bool:

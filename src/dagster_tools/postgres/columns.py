@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from dagster_tools.errors import ConfigurationError
-from dagster_tools.postgres.column_types import PgType, infer, parse_type
+from dagster_tools.postgres.column_types import EWKB, PgType, infer, parse_type
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table
 
 __all__ = [
@@ -48,7 +48,8 @@ class ExistingColumn:
 
     Args:
         type: The type in the table's definition, a domain or an enum by its own name.
-        storage: What values are encoded as: the domain's base type, `enum` for enums.
+        storage: What values are encoded as: the domain's base type, `enum` for enums, `EWKB` for
+            geometry in `bytea`; and what CHECKs say of geometry besides its type.
         filled_by_server: Generated, or `GENERATED ALWAYS AS IDENTITY`: takes no values.
         has_default: A default or an identity gives it a value when none is supplied.
     """
@@ -59,6 +60,11 @@ class ExistingColumn:
     not_null: bool
     filled_by_server: bool
     has_default: bool
+
+    @property
+    def spatial(self) -> bool:
+        """Whether it holds geometry, of PostGIS or in bytes."""
+        return self.storage.name in {"geometry", "geography", EWKB} and not self.storage.array
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,7 @@ class ExistingTable:
         checks: Its CHECK constraints, as `pg_get_constraintdef` writes them.
         row_security: Row-level security applies to the role that asks.
         owned: The role that asks may alter the table.
+        partitioned: By PostgreSQL (PARTITION BY): it has rows in other tables only.
     """
 
     table: Table
@@ -104,6 +111,7 @@ class ExistingTable:
     row_security: bool
     owned: bool
     has_materialization_default: bool
+    partitioned: bool = False
 
     def column(self, name: str) -> ExistingColumn | None:
         """Return the column of this name, None where there is none."""

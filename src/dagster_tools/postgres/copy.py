@@ -15,13 +15,10 @@ from dagster_tools.postgres.connection import Connection, translated
 from dagster_tools.postgres.merge import compose_copy_in
 from dagster_tools.postgres.wire import encode, render
 
-__all__ = ["Copied", "Progress", "copy_in", "has_binary_form"]
+__all__ = ["Copied", "copy_in", "has_binary_form"]
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER = b"\xff\xff"
-
-Progress = Callable[[int, int], None]
-"""Told the rows and bytes of each part that was sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +46,7 @@ def copy_in(
     *,
     binary: bool,
     first_row: int = 0,
-    progress: Progress = lambda _rows, _size: None,
+    progress: Callable[[int, int], None],
 ) -> Copied:
     """Copy record batches into a table, in one COPY.
 
@@ -58,6 +55,7 @@ def copy_in(
         batches: Their values as `fit` returned them.
         targets: What each column is encoded as.
         first_row: Position of the first row in the frame, for messages.
+        progress: Told the rows and bytes of each part that was sent.
 
     Raises:
         BadValue: The server refused a value; nothing of this COPY is kept.

@@ -13,8 +13,9 @@ from typing import Literal
 from psycopg import sql
 from psycopg.sql import Composable, Composed, Identifier
 
-from dagster_tools.postgres.column_types import PgType
+from dagster_tools.postgres.column_types import EWKB, PgType
 from dagster_tools.postgres.columns import Column
+from dagster_tools.postgres.geometry import ewkb_pattern, needs_check
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table, derived_name
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "compose_add_check",
     "compose_add_column",
     "compose_add_materialization_id",
+    "compose_add_shape_check",
     "compose_alter_type",
     "compose_analyze",
     "compose_create_schema",
@@ -38,6 +40,7 @@ __all__ = [
     "compose_staging",
     "compose_staging_key",
     "compose_validate",
+    "shape_check_name",
 ]
 
 COLLATED = frozenset(map(PgType, ("text", "character varying", "character")))
@@ -60,7 +63,7 @@ def compose_create_schema(schema: str) -> Composed:
 
 def compose_create_table(table: Table, columns: Sequence[Column]) -> Composed:
     """Compose the table without keys and indexes: they are built after its rows are loaded."""
-    definitions: list[Composable] = [_definition(column) for column in columns]
+    definitions: list[Composable] = [_definition(table, column) for column in columns]
     definitions.append(
         sql.SQL("{} integer DEFAULT {}").format(
             Identifier(MATERIALIZATION_ID), MATERIALIZATION_DEFAULT
@@ -135,7 +138,7 @@ def compose_add_materialization_id(table: Table) -> list[Composed]:
     ]
 
 
-def compose_alter_type(table: Table, column: str, type_: PgType, *, empty: bool) -> Composed:
+def compose_alter_type(table: Identifier, column: str, type_: PgType, *, empty: bool) -> Composed:
     """Compose a change of type; it rewrites the table under ACCESS EXCLUSIVE.
 
     Args:
@@ -143,16 +146,22 @@ def compose_alter_type(table: Table, column: str, type_: PgType, *, empty: bool)
     """
     value = sql.SQL("NULL") if empty else Identifier(column)
     return sql.SQL("ALTER TABLE {} ALTER COLUMN {} TYPE {} USING {}::{}").format(
-        table.identifier, Identifier(column), type_.as_sql, value, type_.as_sql
+        table, Identifier(column), type_.as_sql, value, type_.as_sql
     )
 
 
 def compose_index(
-    table: Table, columns: Sequence[str], *, unique: bool, concurrently: bool
+    table: Table,
+    columns: Sequence[str],
+    *,
+    unique: bool,
+    concurrently: bool,
+    spatial: bool = False,
 ) -> Composed:
     """Compose an index; a unique one becomes a key, and both that and a retry need its name.
 
     Args:
+        spatial: Of boxes around geometry (GiST), for `&&` and the functions that use it.
         concurrently: The table is live: nobody waits, it may not be in a transaction, and
             several may build it at once.
     """
@@ -161,10 +170,11 @@ def compose_index(
         named = sql.SQL("CONCURRENTLY IF NOT EXISTS {} ").format(name)
     else:
         named = sql.SQL("{} ").format(name) if unique else Composed([])
-    return sql.SQL("CREATE {}INDEX {}ON {} ({})").format(
+    return sql.SQL("CREATE {}INDEX {}ON {}{} ({})").format(
         sql.SQL("UNIQUE ") if unique else sql.SQL(""),
         named,
         table.identifier,
+        sql.SQL(" USING gist") if spatial else sql.SQL(""),
         sql.SQL(", ").join(map(Identifier, columns)),
     )
 
@@ -205,6 +215,21 @@ def compose_add_check(table: Table, column: str, *, nonnegative: bool) -> Compos
         table.identifier,
         Identifier(check_name(table, column, nonnegative=nonnegative)),
         condition,
+    )
+
+
+def compose_add_shape_check(table: Table, column: str, type_: PgType, *, valid: bool) -> Composed:
+    """Compose the CHECK that says what geometry a column holds, of a type that needs one.
+
+    Args:
+        valid: Look at every row. PostGIS' view `geometry_columns` fails, for everybody, where a
+            CHECK on a SRID is NOT VALID (3.3).
+    """
+    return sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} CHECK ({}){}").format(
+        table.identifier,
+        Identifier(shape_check_name(table, column)),
+        _shape_condition(column, type_),
+        sql.SQL("" if valid else " NOT VALID"),
     )
 
 
@@ -275,8 +300,32 @@ def check_name(table: Table, column: str, *, nonnegative: bool) -> str:
     return derived_name(table.name, column, suffix=suffix)
 
 
-def _definition(column: Column) -> Composed:
+def shape_check_name(table: Table, column: str) -> str:
+    """Return the name of the CHECK that says what geometry a column holds."""
+    return derived_name(table.name, column, suffix="srid")
+
+
+def _shape_condition(column: str, type_: PgType) -> Composed:
+    """Compose what geometry must be where its type does not say so.
+
+    The one on the SRID is what PostGIS' own catalog, `geometry_columns`, looks for.
+    """
+    if type_.name == EWKB:
+        return sql.SQL("pg_catalog.encode(pg_catalog.substr({}, 1, 9), 'hex') LIKE {}").format(
+            Identifier(column), sql.Literal(ewkb_pattern(type_))
+        )
+    function = Identifier(*([type_.schema] if type_.schema else []), "st_srid")
+    return sql.SQL("{}({}) = {}").format(
+        function, Identifier(column), sql.Literal(int(type_.modifiers[1]))
+    )
+
+
+def _definition(table: Table, column: Column) -> Composed:
     definition = sql.SQL("{} {}").format(Identifier(column.name), column.type.as_sql)
+    if needs_check(column.type):
+        condition = _shape_condition(column.name, column.type)
+        name = Identifier(shape_check_name(table, column.name))
+        definition += sql.SQL(" CONSTRAINT {} CHECK ({})").format(name, condition)
     if column.not_null:
         definition += sql.SQL(" NOT NULL")
     if column.nonnegative:

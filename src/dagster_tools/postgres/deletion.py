@@ -21,7 +21,7 @@ from dagster_tools.postgres.columns import ExistingColumn, ExistingTable
 from dagster_tools.postgres.names import MATERIALIZATION_ID
 from dagster_tools.postgres.wire import fit, render
 
-__all__ = ["AllOf", "AnyOf", "Condition", "Deletion", "Keys", "compose_condition"]
+__all__ = ["EVERYTHING", "AllOf", "AnyOf", "Condition", "Deletion", "Keys", "compose_condition"]
 
 AND, OR = sql.SQL(" AND "), sql.SQL(" OR ")
 
@@ -53,6 +53,8 @@ class AnyOf:
 
 
 Deletion: TypeAlias = "Keys | AllOf | AnyOf"
+
+EVERYTHING: Deletion = AllOf(())
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +99,15 @@ def _compose(
             clauses = _compose_keys(deletion, existing, alias, first, parameters)
             return _joined(list(clauses) or [sql.SQL("false")], OR)
         case AllOf():
-            joiner = AND
+            joiner, nothing = AND, sql.SQL("true")
         case AnyOf():
-            joiner = OR
+            joiner, nothing = OR, sql.SQL("false")
         case _:
             assert_never(deletion)
     operands = [
         _compose(operand, existing, alias, first, parameters) for operand in deletion.operands
     ]
-    return _joined(operands, joiner)
+    return _joined(operands or [nothing], joiner)
 
 
 def _compose_keys(
@@ -170,6 +172,11 @@ def _column(existing: ExistingTable, name: str) -> ExistingColumn:
         raise ConfigurationError(
             f"delete names the column {name!r}, which {existing.table} does not have. "
             f"Its columns are {present}."
+        )
+    if column.spatial:
+        raise ConfigurationError(
+            f"delete names the column {name!r}, which holds geometry. Rows are not found by their "
+            "geometry: name a column of numbers or text."
         )
     return column
 

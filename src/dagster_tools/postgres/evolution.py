@@ -14,8 +14,9 @@ from typing import Literal
 import pyarrow as pa
 
 from dagster_tools.errors import BadValue, SchemaConflict
-from dagster_tools.postgres.column_types import PgType
+from dagster_tools.postgres.column_types import EWKB, PgType
 from dagster_tools.postgres.columns import Column, ExistingColumn, ExistingTable
+from dagster_tools.postgres.geometry import Shape, is_spatial, wider_types
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table
 from dagster_tools.postgres.wire import check_modifiers, fit
 
@@ -37,9 +38,6 @@ WIDENINGS: Mapping[str, tuple[str, ...]] = {
     "character": ("text",),
 }
 """Types that hold every value of the one before them, and give it back unchanged."""
-
-OPEN_MODIFIERS = frozenset({"geometry", "geography"})
-"""Types whose declaration without modifiers leaves open what the table says more exactly."""
 
 Chunks = Callable[[str], Iterable[pa.Array]]
 """Yields the arrays of one column of the frame, in order."""
@@ -131,13 +129,16 @@ def plan_evolution(
             "schema_evolution is 'strict'. Its columns are "
             f"{_own_columns(existing)}. {_add_statements(existing.table, additions)}"
         )
-    return Evolution(
+    evolution = Evolution(
         targets=targets,
         additions=tuple(additions),
         widenings=tuple(widenings),
         fixed=frozenset(c.name for c in existing.columns if c.storage != c.type),
         **_later_modifiers(existing, wanted, primary_key),
     )
+    if existing.partitioned:
+        _check_needs_no_index(existing.table, evolution)
+    return evolution
 
 
 def check_values(
@@ -162,7 +163,7 @@ def widened_type(
     """Return the narrowest wider type that takes the values, None where there is none."""
     values = list(chunks)
     candidates = [PgType(old.name), *(PgType(name) for name in WIDENINGS.get(old.name, ()))]
-    for candidate in candidates:
+    for candidate in wider_types(old) if is_spatial(old) else candidates:
         if not _holds_all_of(candidate, old):
             continue
         try:
@@ -179,9 +180,11 @@ def _holds_all_of(new: PgType, old: PgType) -> bool:
         return False
     if new.name != old.name:
         return new.name in WIDENINGS.get(old.name, ()) and not new.modifiers
+    if is_spatial(new):
+        return Shape.of(new).holds_all_of(Shape.of(old))
     if not new.modifiers:
         # Without modifiers a type is at its widest, but for char, which then holds one character.
-        return new.name != "character" and new.name not in OPEN_MODIFIERS
+        return new.name != "character"
     if (declared := new.precision_and_scale) and (kept := old.precision_and_scale):
         return declared[1] >= kept[1] and declared[0] - declared[1] >= kept[0] - kept[1]
     if (longest := new.max_length) and (length := old.max_length):
@@ -208,7 +211,8 @@ def _settle(
             "Leave it out of the frame."
         )
     wanted = replace(wanted, not_null=present.not_null or wanted.not_null)
-    if wanted.declared and not _same(present.type, wanted.type):
+    stored = present.storage if present.storage.name == EWKB else present.type
+    if wanted.declared and not _same(stored, wanted.type):
         settled = _redeclare(table, present, wanted, mode, holds_no_value)
         if field is not None:
             target = settled.new if isinstance(settled, Widening) else settled
@@ -260,7 +264,8 @@ def misfit_error(
         wider: The type that `strict` forbids, if there is one.
     """
     new = wider or wanted.type
-    if new == old or (wanted.not_null and any(array.null_count for array in values)):
+    no_way = new == old or (wider is None and (is_spatial(old) or wanted.type.name == EWKB))
+    if no_way or (wanted.not_null and any(array.null_count for array in values)):
         return reason
     said = str(reason)
     if isinstance(reason, BadValue):
@@ -295,10 +300,10 @@ def _redeclare(
 
 def _same(present: PgType, declared: PgType) -> bool:
     """Whether a declaration means the existing type."""
-    left_open = not declared.modifiers and declared.name in OPEN_MODIFIERS
-    if present.array != declared.array or not (
-        left_open or declared.modifiers == present.modifiers
-    ):
+    if is_spatial(declared) and (is_spatial(present) or present.name == EWKB):
+        alike = present.name in {declared.name, EWKB} or present.name.endswith(f".{declared.name}")
+        return alike and (not declared.modifiers or Shape.of(present) == Shape.of(declared))
+    if present.array != declared.array or declared.modifiers != present.modifiers:
         return False
     # A type outside the search path is spelled with its schema by format_type.
     return present.name == declared.name or present.name.endswith(f".{declared.name}")
@@ -366,6 +371,24 @@ def _later_modifiers(
     }
 
 
+def _check_needs_no_index(table: Table, evolution: Evolution) -> None:
+    """Refuse to index a partitioned table: CREATE INDEX CONCURRENTLY cannot do it (PostgreSQL)."""
+    statements = [
+        f"CREATE UNIQUE INDEX ON {table} ({_quoted([column])});" for column in evolution.unique
+    ]
+    if evolution.primary_key:
+        statements += [f"ALTER TABLE {table} ADD PRIMARY KEY ({_quoted(evolution.primary_key)});"]
+    for column in evolution.index:
+        method = " USING gist" if is_spatial(evolution.targets[column]) else ""
+        statements += [f"CREATE INDEX ON {table}{method} ({_quoted([column])});"]
+    if statements:
+        raise SchemaConflict(
+            f"{table} is partitioned (PARTITION BY), and PostgreSQL cannot index such a table "
+            "while others write it. Do it when that is no harm; a key must have the columns it is "
+            f"partitioned by: {' '.join(statements)}"
+        )
+
+
 def _kept_nonnegative(existing: ExistingTable, column: str) -> bool:
     """Whether a validated CHECK says so; `integer` and wider types spell the zero differently."""
     spellings = ['"' + column.replace('"', '""') + '"']
@@ -381,10 +404,16 @@ def _own_columns(existing: ExistingTable) -> list[str]:
 
 
 def _alter_statement(table: Table, column: str, type_: PgType) -> str:
-    quoted = '"' + column.replace('"', '""') + '"'
-    return f"ALTER TABLE {table} ALTER COLUMN {quoted} TYPE {type_} USING {quoted}::{type_};"
+    quoted, new = '"' + column.replace('"', '""') + '"', type_.as_sql.as_string()
+    return f"ALTER TABLE {table} ALTER COLUMN {quoted} TYPE {new} USING {quoted}::{new};"
 
 
 def _add_statements(table: Table, columns: Sequence[Column]) -> str:
-    quoted = (('"' + column.name.replace('"', '""') + '"', column.type) for column in columns)
-    return " ".join(f"ALTER TABLE {table} ADD COLUMN {name} {type_};" for name, type_ in quoted)
+    return " ".join(
+        f"ALTER TABLE {table} ADD COLUMN {_quoted([column.name])} {column.type};"
+        for column in columns
+    )
+
+
+def _quoted(columns: Sequence[str]) -> str:
+    return ", ".join('"' + column.replace('"', '""') + '"' for column in columns)

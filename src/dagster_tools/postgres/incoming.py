@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import pyarrow.types as pat
 from psycopg import sql
 from psycopg.sql import Composed, Identifier
 
+from dagster_tools.errors import BadValue, SchemaConflict
 from dagster_tools.postgres import alter
-from dagster_tools.postgres.column_types import PgType
+from dagster_tools.postgres.column_types import PgType, infer
 from dagster_tools.postgres.columns import Column
 from dagster_tools.postgres.connection import Connection, translated
-from dagster_tools.postgres.copy import Copied, Progress, copy_in, has_binary_form
+from dagster_tools.postgres.copy import Copied, copy_in, has_binary_form
+from dagster_tools.postgres.ddl import compose_alter_type
 from dagster_tools.postgres.evolution import (
     Evolution,
     Widening,
+    check_values,
     misfit_error,
     widened_type,
 )
-from dagster_tools.postgres.merge import compose_insert_selected
+from dagster_tools.postgres.merge import compose_insert_selected, compose_selected
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table
 from dagster_tools.postgres.options import OutputOptions
+from dagster_tools.postgres.progress import Progress
 from dagster_tools.postgres.rows import Feed, Misfit, Numbered
 
 __all__ = ["CopiedRows", "Plan", "Rows", "SelectedRows"]
 
-INTEGER = PgType("integer")
+INTEGER, DOUBLE, NUMERIC = PgType("integer"), PgType("double precision"), PgType("numeric")
+
+EXACT_IN_DOUBLES = 2**53
+"""Up to here, a double precision holds every integer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +46,21 @@ class Plan:
     Args:
         wanted: All columns the asset asks for, those of the frame first.
         evolution: Changes of an existing table, and what each column is encoded as.
+        new_table: There is no table yet.
     """
 
     options: OutputOptions
     wanted: tuple[Column, ...]
     evolution: Evolution
+    new_table: bool = False
+
+    def column(self, name: str) -> Column:
+        """Return what the asset asks for under this name."""
+        return next(column for column in self.wanted if column.name == name)
+
+    def makes(self, name: str) -> bool:
+        """Whether the column is this write's own, and older rows have none."""
+        return self.new_table or any(name == column.name for column in self.evolution.additions)
 
 
 class Rows(Protocol):
@@ -81,7 +99,6 @@ class CopiedRows:
     plan: Plan
     feed: Feed
     log: logging.Logger
-    progress: Progress
     copied: Copied = field(default_factory=Copied)
 
     @property
@@ -116,7 +133,8 @@ class CopiedRows:
         for that, and not as long as rows are on the way.
         """
         staged = target != self.table.identifier
-        later: list[Widening] = []
+        later: list[tuple[Widening, Misfit]] = []
+        progress = Progress(self.log, f"to {self.table}")
         while not self.feed.exhausted:
             self.copied += copy_in(
                 self.connection,
@@ -126,18 +144,18 @@ class CopiedRows:
                 self.feed.targets | {MATERIALIZATION_ID: INTEGER},
                 binary=has_binary_form(self.feed.schema, self.feed.targets),
                 first_row=self.feed.row,
-                progress=self.progress,
+                progress=progress,
             )
             if self.feed.misfit is not None:
-                widening = self._widening(self.feed.misfit)
+                widening = self._widening(self.feed.misfit, target)
                 if staged:
                     self._widen_staging(target, widening)
-                    later.append(widening)
+                    later.append((widening, self.feed.misfit))
                 else:
-                    alter.widen(self.connection, self.table, widening, self.log)
+                    self._widen(widening, self.feed.misfit)
                 self.feed.retarget(widening.column, widening.new)
-        for widening in later:
-            alter.widen(self.connection, self.table, widening, self.log)
+        for widening, misfit in later:
+            self._widen(widening, misfit)
         if self.copied.rows != self.feed.row:
             self.log.warning(
                 "%s rows were sent to %s and %s arrived; a trigger of the table keeps some out.",
@@ -146,25 +164,66 @@ class CopiedRows:
                 self.copied.rows,
             )
 
-    def _widening(self, misfit: Misfit) -> Widening:
-        """Return the widening that makes a batch of a stream fit, or raise why it does not."""
-        name = misfit.field.name
-        wanted = next(column for column in self.plan.wanted if column.name == name)
-        old = self.feed.targets[name]
+    def _widening(self, misfit: Misfit, target: Identifier) -> Widening:
+        """Return the change of type that makes a batch of a stream fit, or raise why none does."""
+        name, old = misfit.field.name, self.feed.targets[misfit.field.name]
+        wanted = self.plan.column(name)
         if wanted.declared or name in self.plan.evolution.fixed:
             raise misfit.error
-        values = [misfit.values]
-        new = widened_type(old, misfit.field, values, wanted)
-        if new is None or self.plan.options.schema_evolution == "strict":
-            raise misfit_error(self.table, old, wanted, values, misfit.error, wider=new)
-        return Widening(name, old, new)
+        new = widened_type(old, misfit.field, [misfit.values], wanted)
+        if self.plan.options.schema_evolution == "strict" and not self.plan.makes(name):
+            raise self._refusal(misfit, wider=new)
+        if new == NUMERIC and self._may_become_float(misfit, target):
+            return Widening(name, old, DOUBLE)
+        if new is not None:
+            return Widening(name, old, new)
+        never_filled = name not in self.feed.filled
+        if never_filled and alter.holds_no_value(self.connection, self.table, name):
+            return Widening(name, old, infer(misfit.field), empty=True)
+        raise self._refusal(misfit)
+
+    def _refusal(self, misfit: Misfit, *, wider: PgType | None = None) -> BadValue | SchemaConflict:
+        name = misfit.field.name
+        # Told is what the frame has now, not what its first batch made of the column.
+        wanted = replace(self.plan.column(name), type=infer(misfit.field))
+        old, values = self.feed.targets[name], [misfit.values]
+        error = misfit_error(self.table, old, wanted, values, misfit.error, wider=wider)
+        if error is misfit.error or not self.plan.makes(name):
+            return error
+        return SchemaConflict(
+            f"{misfit.error}; the column is {old} by the rows before, and {wanted.type} here. Give "
+            "it one type from the first rows on, in pandas.read_csv with dtype."
+        )
+
+    def _may_become_float(self, misfit: Misfit, target: Identifier) -> bool:
+        """Whether a column of integers may become one of floats, as a whole frame's would be.
+
+        Only where this write makes the column: what is there already stays exact.
+        """
+        wanted = self.plan.column(misfit.field.name)
+        if not (pat.is_floating(misfit.field.type) and self.plan.makes(wanted.name)):
+            return False
+        try:
+            check_values(misfit.field, [misfit.values], DOUBLE, wanted)
+        except BadValue:
+            return False
+        beyond = sql.SQL("SELECT FROM {} WHERE abs({}::numeric) > {} LIMIT 1").format(
+            target, Identifier(wanted.name), sql.Literal(EXACT_IN_DOUBLES)
+        )
+        with translated("looking for integers that no float holds"):
+            return self.connection.execute(beyond).fetchone() is None
+
+    def _widen(self, widening: Widening, misfit: Misfit) -> None:
+        try:
+            alter.widen(self.connection, self.table, widening, self.log)
+        except alter.TableChangedError:
+            # Another writer was the first to fill the column. A stream cannot begin again.
+            raise self._refusal(misfit) from None
 
     def _widen_staging(self, staging: Identifier, widening: Widening) -> None:
         with translated("widening the staging table"):
             self.connection.execute(
-                sql.SQL("ALTER TABLE {} ALTER COLUMN {} TYPE {}").format(
-                    staging, Identifier(widening.column), widening.new.as_sql
-                )
+                compose_alter_type(staging, widening.column, widening.new, empty=widening.empty)
             )
 
 
@@ -190,6 +249,13 @@ class SelectedRows:
     def counts(self) -> Mapping[str | None, int]:
         """See `Rows`."""
         return {self.partition.key: self.count}
+
+    @property
+    def selected(self) -> Composed:
+        """The query that returns them, each with its number."""
+        return compose_selected(
+            self.query, self.names, self.casts, self.partition.materialization_id
+        )
 
     def fill(self, target: Identifier) -> None:
         """See `Rows`."""

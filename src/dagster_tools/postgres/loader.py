@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 from psycopg import errors, sql
 from psycopg.sql import Composed, Identifier
@@ -20,12 +21,14 @@ from dagster_tools.postgres.connection import (
     working_memory,
 )
 from dagster_tools.postgres.deletion import Condition, Deletion, compose_condition
-from dagster_tools.postgres.incoming import Plan, Rows
+from dagster_tools.postgres.geometry import is_spatial
+from dagster_tools.postgres.incoming import Plan, Rows, SelectedRows
 from dagster_tools.postgres.merge import (
     EVERY_ROW,
     compose_absent_from_staging,
     compose_delete,
     compose_delete_and_count,
+    compose_keep_last,
     compose_repeated_keys,
     compose_replace,
     compose_replace_kept,
@@ -42,6 +45,8 @@ NO_ROW = Condition(sql.SQL("false").format(), ())
 
 SMALL_WORK_MEM = 1024
 """Kilobytes that every server allows; its default is 4096."""
+
+Repeated: TypeAlias = Literal["error", "last"]
 
 NO_ACTION = "a"
 """pg_constraint.confdeltype of a foreign key without an ON DELETE action."""
@@ -86,30 +91,35 @@ class Loader:
     table: Table
     plan: Plan
     rows: Rows
+    number: int = 0
     deleted: Mapping[str | None, int] = field(default_factory=dict)
     upserted: dict[int, tuple[int, int]] | None = None
+    left_out: dict[int, int] = field(default_factory=dict)
 
-    def create(self, *, indexed: bool) -> None:
+    def create(self, *, indexed: bool, repeated: Repeated = "error") -> None:
         """Create the table, load it, and only then build its keys and indexes.
 
         Args:
             indexed: Build an index on `materialization_id`, since the table is shared.
+            repeated: What becomes of rows that have the same primary key.
         """
         connection, table, options = self.connection, self.table, self.plan.options
         with translated(f"creating {table}"):
             connection.execute(ddl.compose_create_table(table, self.plan.wanted))
         self.rows.fill(table.identifier)
         if options.primary_key:
-            self._add_key(Key(options.primary_key, primary=True))
+            self._add_key(Key(options.primary_key, primary=True), repeated=repeated)
         for column in self.plan.wanted:
             if column.unique:
                 self._add_key(Key((column.name,)))
-        indexes = [[column.name] for column in self.plan.wanted if column.index]
-        indexes += [[MATERIALIZATION_ID]] if indexed else []
+        indexes = [([c.name], is_spatial(c.type)) for c in self.plan.wanted if c.index]
+        indexes += [([MATERIALIZATION_ID], False)] if indexed else []
         with translated(f"indexing {table}"):
-            for columns in indexes:
+            for columns, spatial in indexes:
                 connection.execute(
-                    ddl.compose_index(table, columns, unique=False, concurrently=False)
+                    ddl.compose_index(
+                        table, columns, unique=False, concurrently=False, spatial=spatial
+                    )
                 )
 
     def index_keys(self, keys: Sequence[Key]) -> None:
@@ -133,11 +143,18 @@ class Loader:
         existing: ExistingTable,
         earlier: Mapping[int, str | None],
         deletion: Deletion | None,
+        *,
+        upsert: bool = True,
+        repeated: Repeated = "error",
     ) -> None:
         """Add the new rows to those of the earlier materializations.
 
         With a primary key, rows of the same key are updated where they differ. Before,
         the rows that `deletion` matches go, but for those whose key comes again.
+
+        Args:
+            upsert: False where a key that is there already is an error.
+            repeated: What becomes of new rows that have the same primary key.
 
         Raises:
             BadValue: Two new rows have the same key.
@@ -145,25 +162,21 @@ class Loader:
         condition = (
             compose_condition(deletion, existing, "kept", first=2) if deletion is not None else None
         )
-        if self.plan.options.primary_key:
-            self._upsert(existing, earlier, condition)
+        if self.plan.options.primary_key and upsert:
+            self._upsert(existing, earlier, condition, repeated)
         else:
             self._put_in_place(existing, earlier, condition or NO_ROW)
 
     def counts(self) -> dict[str | None, Counts]:
         """Return what was done to the rows of each partition."""
-        keys = [partition.key for partition in self.rows.partitions]
-        if self.upserted is None:
-            return {
-                key: Counts(inserted=self.rows.counts[key], deleted=self.deleted.get(key, 0))
-                for key in keys
-            }
         counted = {}
         for partition in self.rows.partitions:
-            inserted, updated = self.upserted.get(partition.materialization_id, (0, 0))
-            unchanged = self.rows.counts[partition.key] - inserted - updated
-            deleted = self.deleted.get(partition.key, 0)
-            counted[partition.key] = Counts(inserted, updated, deleted, unchanged)
+            number, deleted = partition.materialization_id, self.deleted.get(partition.key, 0)
+            came = self.rows.counts[partition.key] - self.left_out.get(number, 0)
+            inserted, updated = (came, 0)
+            if self.upserted is not None:
+                inserted, updated = self.upserted.get(number, (0, 0))
+            counted[partition.key] = Counts(inserted, updated, deleted, came - inserted - updated)
         return counted
 
     def _put_in_place(
@@ -174,10 +187,30 @@ class Loader:
     ) -> None:
         if existing.referencing:
             self._put_in_place_referenced(existing, earlier, condition)
+        elif isinstance(self.rows, SelectedRows):
+            self._put_in_place_selected(self.rows, existing, earlier, condition)
         else:
             self.deleted = delete_earlier(self.connection, self.table, earlier, condition)
             with _naming_keys(existing):
                 self.rows.fill(self.table.identifier)
+
+    def _put_in_place_selected(
+        self,
+        rows: SelectedRows,
+        existing: ExistingTable,
+        earlier: Mapping[int, str | None],
+        condition: Condition | None,
+    ) -> None:
+        """Replace rows by those of a query, in one statement: it may read what it replaces."""
+        clause, parameters = (
+            (condition.clause, condition.parameters) if condition else (EVERY_ROW, ())
+        )
+        source = sql.SQL("(\n{}\n)").format(rows.selected)
+        statement = compose_replace(self.table, source, rows.names, clause)
+        with _naming_keys(existing), translated("running the query", data=True):
+            counts = self.connection.execute(statement, [list(earlier), *parameters]).fetchall()
+        self._count_replaced(counts, earlier)
+        rows.count = sum(inserted for _number, inserted, _updated, _gone in counts)
 
     def _put_in_place_referenced(
         self,
@@ -247,12 +280,14 @@ class Loader:
         existing: ExistingTable,
         earlier: Mapping[int, str | None],
         condition: Condition | None,
+        repeated: Repeated,
     ) -> None:
         table, key, rows = self.table, self.plan.options.primary_key, self.rows
         staging = self._stage()
-        self._index_staging(staging, key)
+        self._index_staging(staging, key, repeated)
         numbers = [partition.materialization_id for partition in rows.partitions]
-        staged = Staged(staging, rows.targets, key, sum(rows.counts.values()), numbers)
+        count = sum(rows.counts.values()) - sum(self.left_out.values())
+        staged = Staged(staging, rows.targets, key, count, numbers)
 
         def delete() -> Mapping[str | None, int]:
             if condition is None:
@@ -268,8 +303,8 @@ class Loader:
 
     def _stage(self) -> Identifier:
         """Put the new rows into a temporary table that ends with the transaction."""
-        staging = Identifier("pg_temp", STAGING)
-        statement = ddl.compose_staging(STAGING, self.table, self.rows.names)
+        staging = Identifier("pg_temp", self._staging)
+        statement = ddl.compose_staging(self._staging, self.table, self.rows.names)
         step = "creating a staging table"
         try:
             with translated(step):
@@ -289,15 +324,28 @@ class Loader:
         self.rows.fill(staging)
         return staging
 
-    def _index_staging(self, staging: Identifier, key: Sequence[str]) -> None:
+    @property
+    def _staging(self) -> str:
+        return f"{STAGING}_{self.number}" if self.number else STAGING
+
+    def _index_staging(self, staging: Identifier, key: Sequence[str], repeated: Repeated) -> None:
         """Build the index that shows repeated keys; it costs a third of grouping by them."""
         statement = ddl.compose_staging_key(
-            STAGING, {name: self.rows.targets[name] for name in key}
+            self._staging, {name: self.rows.targets[name] for name in key}
         )
         with translated("looking for repeated keys"):
             unique = self._is_unique(statement)
+        if not unique and repeated == "last":
+            self._leave_out_repeated(staging, key)
+            unique = self._is_unique(statement)
         if not unique:
             self._refuse_repeated_keys(staging, key, "primary key")
+
+    def _leave_out_repeated(self, target: Identifier, key: Sequence[str]) -> None:
+        """Keep of the rows that share a key the one that came last."""
+        with translated("leaving out repeated keys"):
+            counts = self.connection.execute(compose_keep_last(target, key)).fetchall()
+        self.left_out = dict(counts)
 
     def _refuse_repeated_keys(self, target: Identifier, key: Sequence[str], kind: str) -> None:
         with translated("looking for repeated keys"):
@@ -311,10 +359,13 @@ class Loader:
                 f"rows {first} and {again}."
             )
 
-    def _add_key(self, key: Key) -> None:
+    def _add_key(self, key: Key, repeated: Repeated = "error") -> None:
         statement = ddl.compose_key(self.table, key.columns, primary=key.primary)
         with translated(f"adding the {key} to {self.table}"):
             unique = self._is_unique(statement)
+            if not unique and repeated == "last":
+                self._leave_out_repeated(self.table.identifier, key.columns)
+                unique = self._is_unique(statement)
         if not unique:
             kind = "primary key" if key.primary else "unique column"
             self._refuse_repeated_keys(self.table.identifier, key.columns, kind)

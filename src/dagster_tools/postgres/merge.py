@@ -18,10 +18,12 @@ __all__ = [
     "compose_delete_and_count",
     "compose_insert_absent",
     "compose_insert_selected",
+    "compose_keep_last",
     "compose_known_keys",
     "compose_repeated_keys",
     "compose_replace",
     "compose_replace_kept",
+    "compose_selected",
     "compose_update_changed",
 ]
 
@@ -41,7 +43,21 @@ def compose_insert_selected(
     casts: Mapping[str, PgType],
     materialization_id: int,
 ) -> Composed:
-    """Compose the insert of a query's rows, each with the materialization's number.
+    """Compose the insert of a query's rows; the arguments are `compose_selected`'s."""
+    return sql.SQL("INSERT INTO {} ({})\n{}").format(
+        target,
+        _names([*columns, MATERIALIZATION_ID]),
+        compose_selected(query, columns, casts, materialization_id),
+    )
+
+
+def compose_selected(
+    query: Composed,
+    columns: Sequence[str],
+    casts: Mapping[str, PgType],
+    materialization_id: int,
+) -> Composed:
+    """Compose the select of a query's rows, each with the materialization's number.
 
     Args:
         casts: Columns whose declared type is another than the query's.
@@ -52,11 +68,10 @@ def compose_insert_selected(
         else Identifier("query", name)
         for name in columns
     ]
-    return sql.SQL("INSERT INTO {} ({})\nSELECT {}, {}\nFROM (\n{}\n) AS query").format(
-        target,
-        _names([*columns, MATERIALIZATION_ID]),
+    return sql.SQL("SELECT {}, {} AS {}\nFROM (\n{}\n) AS query").format(
         sql.SQL(", ").join(selected),
         sql.Literal(materialization_id),
+        Identifier(MATERIALIZATION_ID),
         query,
     )
 
@@ -81,6 +96,38 @@ def compose_absent_from_staging(staging: Identifier, key: Sequence[str]) -> Comp
     """Compose the condition that the frame has no row of the same key as `kept`."""
     return sql.SQL("NOT EXISTS (SELECT FROM {} AS staging WHERE {})").format(
         staging, _same_key("kept", key)
+    )
+
+
+def compose_keep_last(target: Identifier, key: Sequence[str]) -> Composed:
+    """Compose what keeps, of new rows that share a key, the one that came last.
+
+    It returns how many rows of each materialization went. New rows lie in the order they came
+    in, which `ctid` tells.
+    """
+    names = sql.SQL(", ").join(map(Identifier, key))
+    return sql.SQL(
+        """
+        WITH gone AS (
+            DELETE FROM {target} AS earlier
+            USING (
+                SELECT {names}, pg_catalog.max(ctid) AS "last row"
+                FROM {target}
+                GROUP BY {names}
+                HAVING pg_catalog.count(*) > 1
+            ) AS repeated
+            WHERE {same} AND earlier.ctid < repeated."last row"
+            RETURNING earlier.{id}
+        )
+        SELECT {id}, pg_catalog.count(*)
+        FROM gone
+        GROUP BY {id}
+        """
+    ).format(
+        target=target,
+        names=names,
+        same=_same_key("earlier", key, "repeated"),
+        id=Identifier(MATERIALIZATION_ID),
     )
 
 
@@ -211,7 +258,7 @@ def compose_known_keys(
 
 def compose_replace(
     table: Table,
-    staging: Identifier,
+    staging: Composable,
     columns: Sequence[str],
     condition: Composable = EVERY_ROW,
 ) -> Composed:
@@ -221,6 +268,7 @@ def compose_replace(
     inserted, updated and deleted.
 
     Args:
+        staging: The table with the new rows, or a query in parentheses, which still sees the old.
         condition: Which rows are replaced, in terms of `kept`.
     """
     return sql.SQL(
@@ -349,9 +397,9 @@ def _counts(*steps: str) -> Composed:
     ).format(id=Identifier(MATERIALIZATION_ID), every=sql.SQL(" UNION ALL ").join(every))
 
 
-def _same_key(alias: str, key: Sequence[str]) -> Composed:
+def _same_key(alias: str, key: Sequence[str], other: str = "staging") -> Composed:
     return sql.SQL("\n          AND ").join(
-        sql.SQL("{}.{} = staging.{}").format(Identifier(alias), Identifier(name), Identifier(name))
+        sql.SQL("{}.{} = {}.{}").format(*map(Identifier, (alias, name, other, name)))
         for name in key
     )
 

@@ -20,6 +20,9 @@ T = TypeVar("T")
 __all__ = ["InputOptions", "OutputOptions", "misspelled_keys", "parse_boolean", "parse_size"]
 
 DEFAULT_CHUNK_BYTES = 300_000_000
+MOST_COLUMNS_OF_A_KEY = 32
+"""INDEX_MAX_KEYS of every server that was not built otherwise."""
+
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -58,6 +61,7 @@ class OutputOptions:
         chunk_size: Bytes of a large frame that are encoded at a time.
         users: Roles that may read the table.
         partition_expr: Column that tells a row's partition, or one per dimension.
+        geometry_storage: How new columns keep geometry: as PostGIS does, or as EWKB in `bytea`.
     """
 
     schema: str | None = None
@@ -69,6 +73,7 @@ class OutputOptions:
     users: tuple[str, ...] = ()
     schema_evolution: Literal["evolve", "strict"] = "evolve"
     partition_expr: object = None
+    geometry_storage: Literal["postgis", "ewkb"] = "postgis"
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, object], asset: str) -> OutputOptions:
@@ -82,7 +87,7 @@ class OutputOptions:
         return cls(
             schema=read("schema", partial(check_identifier, "schema"), None),
             table=read("table", partial(check_identifier, "table"), None),
-            primary_key=read("primary_key", _names, ()),
+            primary_key=read("primary_key", _key, ()),
             incremental=read("incremental", parse_boolean, False),
             columns=read("columns", _declared_columns, nothing),
             chunk_size=read("chunk_size", parse_size, DEFAULT_CHUNK_BYTES),
@@ -184,6 +189,13 @@ def _names(value: object) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise ValueError("each column once")
     return tuple(check_identifier("column", name) for name in names)
+
+
+def _key(value: object) -> tuple[str, ...]:
+    names = _names(value)
+    if len(names) > MOST_COLUMNS_OF_A_KEY:
+        raise ValueError(f"at most {MOST_COLUMNS_OF_A_KEY} columns")
+    return names
 
 
 def _roles(value: object) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ a two-dimensional array arrives flat, both without an error (arrow-adbc 1.13, me
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,11 +17,21 @@ from psycopg import sql
 from psycopg.sql import Composable, Composed, Identifier
 
 from dagster_tools.errors import BadValue, ConfigurationError
-from dagster_tools.postgres.column_types import PgType
-from dagster_tools.postgres.columns import Column, ExistingTable
+from dagster_tools.geoarrow import Crs, mark
+from dagster_tools.postgres.column_types import EWKB, PgType
+from dagster_tools.postgres.columns import Column, ExistingColumn, ExistingTable
+from dagster_tools.postgres.geometry import Shape, crs_of, is_spatial, without_srid
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table
 
-__all__ = ["Projected", "compose_select", "decode", "decoded_schema", "empty_columns", "project"]
+__all__ = [
+    "Projected",
+    "compose_select",
+    "compose_srid",
+    "decode",
+    "decoded_schema",
+    "empty_columns",
+    "project",
+]
 
 DAYS_4713_BC = -2_440_588
 MICROSECONDS_PER_DAY = 86_400_000_000
@@ -63,7 +73,7 @@ NATIVE_ELEMENTS = frozenset(
 )  # fmt: skip
 """Element types of arrays that arrive as lists of them; others arrive as lists of text."""
 
-CASTS = {"geometry": "bytea", "geography": "bytea", "oid": "bigint"}
+CASTS = {"oid": "bigint"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,24 +84,42 @@ class Projected:
         type: Its type in the database, or the one the input casts it to.
         storage: What values of that type are encoded as.
         casts: What it is cast to on the way, one after the other.
+        crs: Of geometry, which travels as WKB; None of anything else.
+        row_srid: The SRID of one of the rows, where only these tell it.
     """
 
     name: str
     type: PgType
     storage: PgType
     casts: tuple[PgType, ...]
+    crs: Crs | None = None
+    row_srid: int = 0
 
     @property
     def arriving(self) -> PgType:
         """The type of the values as the server sends them."""
+        if self.crs is not None:
+            return PgType("bytea")
         return self.casts[-1] if self.casts else self.storage
+
+    @property
+    def srid(self) -> int:
+        """What the column says of its geometry's SRID, 0 if nothing."""
+        return Shape.of(self.storage).srid if self.crs is not None else 0
+
+    @property
+    def tells_srid(self) -> bool:
+        """Whether only the values say which SRID they have."""
+        said = self.storage.modifiers and self.srid
+        return self.crs is not None and is_spatial(self.storage) and not said
 
     @property
     def field(self) -> pa.Field:
         """The Arrow field of the decoded values."""
         element = NATIVE.get(self.arriving.name, pa.string())
         arrow = pa.list_(element) if self.arriving.array else element
-        return pa.field(self.name, arrow, metadata={TYPE_KEY: str(self.type).encode()})
+        field = pa.field(self.name, arrow, metadata={TYPE_KEY: str(self.type).encode()})
+        return field if self.crs is None else mark(field, self.crs)
 
 
 def project(
@@ -113,12 +141,7 @@ def project(
         )
     if columns is None:
         return [_projected(column.name, column.type, column.storage) for column in present]
-    return [
-        _projected(name, by_name[name].type, by_name[name].storage)
-        if type_ is None
-        else _projected(name, type_, type_, asked=True)
-        for name, type_ in columns.items()
-    ]
+    return [_selected(by_name[name], type_) for name, type_ in columns.items()]
 
 
 def compose_select(
@@ -129,7 +152,7 @@ def compose_select(
     *,
     since: int | None = None,
 ) -> Composed:
-    """Compose the SELECT; an array brings its number of dimensions along.
+    """Compose the SELECT; an array brings its number of dimensions along, geometry its SRID.
 
     Args:
         materialization_ids: Whose rows; None for all rows.
@@ -137,26 +160,45 @@ def compose_select(
             rows from before it came out of another database.
     """
     items: list[Composable] = [_item(column) for column in columns]
-    items += [
-        sql.SQL("pg_catalog.array_ndims({})").format(_item(column))
-        for column in columns
-        if column.storage.array
-    ]
+    items += [item for column in columns if (item := _companion(column)) is not None]
     statement = sql.SQL("SELECT {}\nFROM {} AS stored").format(
         sql.SQL(", ").join(items), table.identifier
     )
-    identifier = Identifier(MATERIALIZATION_ID)
-    if materialization_ids is not None:
-        # A literal: the driver that runs this statement binds no parameters to a COPY.
-        numbers = sql.Literal(list(materialization_ids))
-        statement += sql.SQL("\nWHERE {} = ANY ({}::integer[])").format(identifier, numbers)
-    elif since is not None:
-        statement += sql.SQL("\nWHERE {} >= {}").format(identifier, sql.Literal(since))
+    statement += _compose_whose(materialization_ids, since)
     if order_by:
         # Qualified: a bare name would mean the item above, and `inet` sorts unlike its text.
         keys = sql.SQL(", ").join(Identifier("stored", name) for name in order_by)
         statement += sql.SQL("\nORDER BY {}").format(keys)
     return statement
+
+
+def _compose_whose(materialization_ids: Sequence[int] | None, since: int | None) -> Composed:
+    identifier = Identifier(MATERIALIZATION_ID)
+    if materialization_ids is not None:
+        # A literal: the driver that runs this statement binds no parameters to a COPY.
+        numbers = sql.Literal(list(materialization_ids))
+        return sql.SQL("\nWHERE {} = ANY ({}::integer[])").format(identifier, numbers)
+    if since is not None:
+        return sql.SQL("\nWHERE {} >= {}").format(identifier, sql.Literal(since))
+    return Composed([])
+
+
+def compose_srid(
+    table: Table,
+    column: Projected,
+    materialization_ids: Sequence[int] | None,
+    *,
+    since: int | None = None,
+) -> Composed:
+    """Compose a query for the SRID of one of the rows that `compose_select` would give."""
+    return sql.SQL("SELECT srid\nFROM ({}) AS told\nWHERE srid IS NOT NULL\nLIMIT 1").format(
+        sql.SQL("SELECT {}({}) AS srid\nFROM {} AS stored{}").format(
+            _postgis("st_srid", column),
+            _value(column),
+            table.identifier,
+            _compose_whose(materialization_ids, since),
+        )
+    )
 
 
 def decoded_schema(columns: Sequence[Projected]) -> pa.Schema:
@@ -181,11 +223,13 @@ def decode(batch: pa.RecordBatch, columns: Sequence[Projected], table: Table) ->
         BadValue: A value that Arrow cannot hold (infinity, years beyond 294247, months in an
             interval, arrays of several dimensions); names table and column.
     """
-    dimensions = iter(batch.columns[len(columns) :])
+    companions = iter(batch.columns[len(columns) :])
     decoded = []
     for column, array in zip(columns, batch.columns, strict=False):
-        if column.storage.array and (pc.max(next(dimensions)).as_py() or 1) > 1:
+        if column.storage.array and (pc.max(next(companions)).as_py() or 1) > 1:
             raise _unreadable(table, column, "holds arrays of several dimensions")
+        if column.tells_srid:
+            _check_srid(next(companions), column, table)
         decoded.append(_decoded(array, column, table))
     return pa.RecordBatch.from_arrays(decoded, schema=decoded_schema(columns))
 
@@ -195,6 +239,9 @@ def _projected(name: str, type_: PgType, storage: PgType, *, asked: bool = False
     if storage.array:
         native = storage.name in NATIVE_ELEMENTS
         way = [] if native else [PgType("text", array=True)]
+    elif is_spatial(storage) or storage.name == EWKB:
+        crs = crs_of(Shape.of(storage).srid, {}, spherical=storage.name == "geography")
+        return Projected(name, type_, storage, casts=(type_,) if asked else (), crs=crs)
     elif storage.name in CASTS:
         way = [PgType(CASTS[storage.name])]
     else:
@@ -202,15 +249,49 @@ def _projected(name: str, type_: PgType, storage: PgType, *, asked: bool = False
     return Projected(name, type_, storage, casts=((type_,) if asked else ()) + tuple(way))
 
 
+def _selected(present: ExistingColumn, asked: PgType | None) -> Projected:
+    if asked is not None and is_spatial(asked) and present.spatial:
+        # What was meant to be geometry is so already; more than that, the server may cast.
+        asked = replace(asked, schema=present.storage.schema) if asked.modifiers else None
+    if asked is None:
+        return _projected(present.name, present.type, present.storage)
+    return _projected(present.name, asked, asked, asked=True)
+
+
 def _item(column: Projected) -> Composed:
+    value = _value(column)
+    if column.crs is None or column.storage.name == EWKB:
+        return value
+    # ISO WKB, which unlike the cast to bytea has no SRID in each value.
+    return sql.SQL("{}({}, 'NDR')").format(_postgis("st_asbinary", column), value)
+
+
+def _companion(column: Projected) -> Composed | None:
+    """Compose what has to be known of each value to read it right."""
+    if column.storage.array:
+        return sql.SQL("pg_catalog.array_ndims({})").format(_item(column))
+    if column.tells_srid:
+        return sql.SQL("{}({})").format(_postgis("st_srid", column), _value(column))
+    return None
+
+
+def _value(column: Projected) -> Composed:
     item: Composed = Composed([Identifier(column.name)])
     for type_ in column.casts:
         item += sql.SQL("::") + type_.as_sql
     return item
 
 
+def _postgis(function: str, column: Projected) -> Identifier:
+    schema = column.storage.schema
+    return Identifier(schema, function) if schema is not None else Identifier(function)
+
+
 def _decoded(array: pa.Array, column: Projected, table: Table) -> pa.Array:
     target = column.field.type
+    if column.crs is not None:
+        wkb = array.cast(target)
+        return without_srid(wkb) if column.storage.name == EWKB else wkb
     if array.type == target:
         checked = array
     elif pat.is_interval(array.type):
@@ -224,6 +305,17 @@ def _decoded(array: pa.Array, column: Projected, table: Table) -> pa.Array:
     _check_finite(checked, column, table)
     is_numeric = column.arriving.name == "numeric" and not column.arriving.array
     return _spelled_as_by_postgresql(checked) if is_numeric else checked
+
+
+def _check_srid(srids: pa.Array, column: Projected, table: Table) -> None:
+    found = pc.unique(srids.drop_null()).to_pylist()
+    if any(srid != column.row_srid for srid in found):
+        raise BadValue(
+            f"of {table} holds geometry of different SRIDs, and a frame's column has one CRS. "
+            "ST_Transform brings them to one; or load the column as its bytes, EWKB, with "
+            f"AssetIn(metadata={{'columns': {{{column.name!r}: 'bytea', …}}}}).",
+            column=column.name,
+        )
 
 
 def _check_finite(array: pa.Array, column: Projected, table: Table) -> None:

@@ -8,6 +8,7 @@ from functools import reduce
 from itertools import chain
 from typing import Protocol
 
+import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,7 +18,16 @@ from dagster_tools.postgres.columns import Column
 from dagster_tools.postgres.names import MATERIALIZATION_ID
 from dagster_tools.postgres.wire import check_modifiers, fit
 
-__all__ = ["Feed", "Misfit", "Numbered", "Source", "check_key", "open_source"]
+__all__ = [
+    "CallerError",
+    "Feed",
+    "Misfit",
+    "Numbered",
+    "Source",
+    "Stream",
+    "check_key",
+    "open_source",
+]
 
 ROWS_AT_A_TIME = 8_192
 """Rows encoded at a time: few enough that the server never waits for the next ones.
@@ -38,7 +48,7 @@ class Source:
     """The rows of one output.
 
     Args:
-        schema: Of the frame's own columns.
+        schema: Of the frame's own columns; later batches of a stream may have other types.
         known: A frame in memory, or a stream's first batch: what can be checked beforehand.
         rest: What a stream has left.
         by_partition: `known` and `rest` end in a column of partition positions.
@@ -62,25 +72,54 @@ class Source:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """Yield all rows once, no more at a time than are encoded at a time."""
-        for batch in chain(self.known.to_batches(), self.rest):
+        for batch in _callers_own(chain(self.known.to_batches(), self.rest)):
             rows = _rows_at_a_time(batch, self.chunk_size)
             for start in range(0, batch.num_rows, rows):
                 yield batch.slice(start, rows)
 
 
-def open_source(
-    data: pa.Table | pa.RecordBatchReader, chunk_size: int, *, by_partition: bool
-) -> Source:
+class Stream(Protocol):
+    """Record batches that are read once: of columns of these names, but perhaps of other types."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns, each of the type that is inferred from."""
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        """Yield the batches."""
+
+
+def open_source(data: pa.Table | Stream, chunk_size: int, *, by_partition: bool) -> Source:
     """Look at a stream's first rows; an empty one shows here."""
     rest: Iterator[pa.RecordBatch] = iter(())
-    if isinstance(data, pa.RecordBatchReader):
+    if not isinstance(data, pa.Table):
         rest = (batch for batch in data if batch.num_rows)
         first = next(rest, None)
-        known = pa.Table.from_batches([first] if first is not None else [], data.schema)
+        known = data.schema.empty_table() if first is None else pa.Table.from_batches([first])
     else:
         known = data
-    schema = known.schema.remove(len(known.schema) - 1) if by_partition else known.schema
-    return Source(schema, known, rest, chunk_size, by_partition)
+    return Source(_own(data.schema, by_partition), known, rest, chunk_size, by_partition)
+
+
+class CallerError(Exception):
+    """What the caller's code raised of the driver's errors: not to be taken for the server's."""
+
+    def __init__(self, error: psycopg.Error) -> None:
+        super().__init__()
+        self.error = error
+
+
+def _callers_own(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Mark errors of a source that is read from another PostgreSQL."""
+    try:
+        yield from batches
+    except psycopg.Error as error:
+        raise CallerError(error) from error
+
+
+def _own(schema: pa.Schema, by_partition: bool) -> pa.Schema:
+    """Return the frame's columns, without the positions of partitions."""
+    return schema.remove(len(schema) - 1) if by_partition else schema
 
 
 def _rows_at_a_time(batch: pa.RecordBatch, chunk_size: int) -> int:
@@ -132,10 +171,12 @@ class Numbered(Protocol):
 
 
 class Feed:
-    """The frame's batches, fitted to the table and numbered, up to one that does not fit.
+    """The frame's batches, fitted to the table and numbered, up to one that is unlike them.
 
-    Iterating stops at such a batch; `misfit` then tells it, and after `retarget` the next
-    iteration begins with it.
+    Iterating stops at a batch that does not fit; `misfit` then tells it, and after `retarget`
+    the next iteration begins with it. It stops, too, where a stream's columns change their
+    types, and `schema` with them: they may have to travel another way. `filled` tells the
+    columns that had a value so far.
     """
 
     def __init__(
@@ -153,10 +194,12 @@ class Feed:
         self.row = 0
         self.partitions = partitions
         self.rows: dict[str | None, int] = {partition.key: 0 for partition in partitions}
+        self.filled: set[str] = set()
         self.misfit: Misfit | None = None
         self._numbers = pa.array([p.materialization_id for p in partitions], pa.int32())
         self._by_partition = source.by_partition
         self._batches = source.batches()
+        self._next: pa.RecordBatch | None = None
         self._exhausted = False
 
     @property
@@ -174,16 +217,20 @@ class Feed:
         self.targets[column] = type_
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
-        pending = [self.misfit.batch] if self.misfit else []
-        self.misfit = None
+        pending = [self._next] if self._next else []
+        self.misfit = self._next = None
         for batch in chain(pending, self._batches):
+            schema = _own(batch.schema, self._by_partition)
+            if schema != self.schema:
+                self.schema, self._next = schema, batch
+                return
             check_key(batch, self.key, first_row=self.row)
             arrays: list[pa.Array] = []
-            for frame_field, array in zip(self.schema, batch.columns, strict=False):
+            for frame_field, array in zip(schema, batch.columns, strict=False):
                 try:
                     arrays.append(self._fitted(array, frame_field))
                 except (BadValue, SchemaConflict) as error:
-                    self.misfit = Misfit(batch, frame_field, array, error)
+                    self.misfit, self._next = Misfit(frame_field, array, error), batch
                     return
             yield pa.RecordBatch.from_arrays([*arrays, self._numbered(batch)], names=self.columns)
             self.row += batch.num_rows
@@ -193,6 +240,8 @@ class Feed:
         name, row = frame_field.name, self.row
         column = self.wanted[name]
         fitted = fit(array, frame_field, self.targets[name], first_row=row)
+        if fitted.null_count < len(fitted):
+            self.filled.add(name)
         check_modifiers(
             fitted,
             name,
@@ -215,9 +264,8 @@ class Feed:
 
 @dataclass(frozen=True, slots=True)
 class Misfit:
-    """A batch with a column whose values do not fit the table."""
+    """A column of a batch whose values do not fit the table."""
 
-    batch: pa.RecordBatch
     field: pa.Field
     values: pa.Array
     error: BadValue | SchemaConflict

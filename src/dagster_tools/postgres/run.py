@@ -8,11 +8,11 @@ import psycopg
 
 from dagster_tools.errors import ConfigurationError
 from dagster_tools.postgres.catalog import fetch_catalog
-from dagster_tools.postgres.connection import Connection, transaction, translated
+from dagster_tools.postgres.connection import Connection, libpq_uri, transaction, translated
 from dagster_tools.postgres.grants import check_roles, grant_select
 from dagster_tools.postgres.privileges import explained
 from dagster_tools.postgres.statements import Statement, split_statements
-from dagster_tools.postgres.tracking import Counts, lock_table
+from dagster_tools.postgres.tracking import lock_table
 from dagster_tools.postgres.write import Output, Written, write_query
 from dagster_tools.sql import SQL, Query
 
@@ -50,7 +50,9 @@ def run_sql(
             )
         if statements[0].returns_rows:
             return write_query(connection, output, statements[0].as_sql)
-    with explained(connection, output.table, output.tracking.schema, "look up", "record"):
+    with explained(
+        libpq_uri(connection), output.table, output.tracking.schema, "look up", "record"
+    ):
         return _run_statements(connection, output, statements, retry=retry)
 
 
@@ -67,7 +69,6 @@ def _run_statements(
         with translated(f"locking {table}"):
             lock_table(connection, table, first_write=False)
         partitions = tracking.lock_partitions(connection, table, lineage)
-        counts = {partition.key: Counts() for partition in partitions}
         if retry and tracking.has_run(connection, partitions, lineage.run_id):
             output.log.info("This run has run the statements already; they are not run again.")
         else:
@@ -75,7 +76,9 @@ def _run_statements(
             for number, statement in enumerate(statements, 1):
                 with translated(f"running statement {number} of {len(statements)}"):
                     connection.execute(statement.as_sql)
-            tracking.record(connection, lineage, partitions, counts)
+            tracking.record(connection, lineage, partitions, counts=None)
+            if output.before_commit is not None:
+                output.before_commit(connection)
         existing = fetch_catalog(connection, table, tracking.schema).existing
         if existing is not None:
             grant_select(connection, table, output.options.users)
@@ -85,11 +88,16 @@ def _run_statements(
                 "Point schema and table of the asset's metadata at the one they make.",
                 table,
             )
-    return Written(before.database, table, existing, counts, rows=None)
+    return Written(before.database, table, existing, counts={}, rows=None)
 
 
 def _quoted(connection: Connection, text: str, values: Mapping[str, object]) -> str:
     """Quote values into a text; DDL, and several statements at once, take no parameters."""
     cursor: psycopg.ClientCursor[tuple[object, ...]] = psycopg.ClientCursor(connection)
-    with translated("quoting parameters"):
+    try:
         return cursor.mogrify(text, values)
+    except psycopg.Error as error:
+        raise ConfigurationError(
+            f"The parameters do not fit the text: {error}. Those given are {sorted(values)}; a "
+            "literal % beside them is written %%."
+        ) from error

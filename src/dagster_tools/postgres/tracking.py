@@ -12,24 +12,26 @@ from psycopg import sql
 from psycopg.sql import Identifier
 
 from dagster_tools.errors import ConfigurationError, DatabaseError
-from dagster_tools.postgres.connection import Connection, transaction, translated
+from dagster_tools.postgres.connection import Asked, Connection, transaction, translated
 from dagster_tools.postgres.ddl import MATERIALIZATION_SETTING, compose_create_schema
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table, check_schema_name, check_text
 
 __all__ = [
     "Counts",
     "Lineage",
+    "Loaded",
     "Partition",
     "Stored",
     "Tracking",
     "create_schema",
+    "lock_feed",
     "lock_grants",
     "lock_table",
     "lock_upserts",
     "try_lock_builders",
 ]
 
-TABLES = frozenset({"assets", "materializations", "leftovers"})
+TABLES = frozenset({"assets", "materializations", "leftovers", "watermarks"})
 _DDL = resources.files(__package__).joinpath("tracking.sql").read_text(encoding="utf-8")
 
 
@@ -80,13 +82,21 @@ class Counts:
     deleted: int = 0
     unchanged: int = 0
 
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.inserted + other.inserted,
+            self.updated + other.updated,
+            self.deleted + other.deleted,
+            self.unchanged + other.unchanged,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
     """Where one partition's rows are, and which materializations wrote them.
 
     Args:
-        filled: Whether the last of them had rows.
+        filled: Whether the last of them had rows; None where it ran the asset's own statements.
         rows: What they wrote and did not delete. A user's own statements may have changed that.
     """
 
@@ -94,8 +104,29 @@ class Stored:
     partition_key: str | None
     table: Table
     materialization_ids: tuple[int, ...]
-    filled: bool
+    filled: bool | None
     rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """How far the batches of one asset and partition have come.
+
+    Args:
+        last: The last materialization, None before the first.
+        high_watermark: As JSON text; None where there is none.
+        finished: Whether the run that wrote it came to the end of its source.
+        table: Where the rows are.
+    """
+
+    last: int | None = None
+    high_watermark: str | None = None
+    finished: bool = True
+    table: Table | None = None
+
+    def is_as_far_as(self, other: Loaded) -> bool:
+        """Whether nothing was committed between the two, whoever has found its source's end."""
+        return (self.last, self.high_watermark) == (other.last, other.high_watermark)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +160,11 @@ class Tracking:
     def leftovers(self) -> Identifier:
         """Where assets moved to another table may have left rows."""
         return Identifier(self.schema, "leftovers")
+
+    @property
+    def watermarks(self) -> Identifier:
+        """How far batches have come."""
+        return Identifier(self.schema, "watermarks")
 
     def create(self, connection: Connection) -> None:
         """Create the tracking tables where they are missing; one of many starters does it."""
@@ -248,6 +284,17 @@ class Tracking:
             ).fetchall()
         return {row[0]: keys[row[1]] for row in rows}
 
+    def has_earlier(self, connection: Connection, partitions: Sequence[Partition]) -> bool:
+        """Whether any of these partitions was materialized before."""
+        with translated(f"reading {self.schema}.materializations"):
+            row = connection.execute(
+                sql.SQL("SELECT EXISTS (SELECT FROM {} WHERE asset_id = ANY ($1))").format(
+                    self.materializations
+                ),
+                [[partition.asset_id for partition in partitions]],
+            ).fetchone()
+        return row is not None and bool(row[0])
+
     def has_run(self, connection: Connection, partitions: Sequence[Partition], run_id: str) -> bool:
         """Whether this run has materialized the partitions: a COMMIT whose reply was lost."""
         with translated(f"reading {self.schema}.materializations"):
@@ -319,10 +366,22 @@ class Tracking:
         connection: Connection,
         lineage: Lineage,
         partitions: Sequence[Partition],
-        counts: Mapping[str | None, Counts],
+        counts: Mapping[str | None, Counts] | None,
     ) -> None:
-        """Record one materialization for each partition, with what it did to the rows."""
-        done = [counts.get(partition.key, Counts()) for partition in partitions]
+        """Record one materialization for each partition, with what it did to the rows.
+
+        Args:
+            counts: By partition; None where the asset's own statements did who knows what.
+        """
+        done: list[list[int]] | list[None] = [None] * 4
+        if counts is not None:
+            by_partition = [counts.get(partition.key, Counts()) for partition in partitions]
+            done = [
+                [count.inserted for count in by_partition],
+                [count.updated for count in by_partition],
+                [count.deleted for count in by_partition],
+                [count.unchanged for count in by_partition],
+            ]
         with translated(f"recording the materialization in {self.schema}"):
             connection.execute(
                 sql.SQL(
@@ -346,15 +405,12 @@ class Tracking:
                     lineage.run_id,
                     [partition.materialization_id for partition in partitions],
                     [partition.asset_id for partition in partitions],
-                    [count.inserted for count in done],
-                    [count.updated for count in done],
-                    [count.deleted for count in done],
-                    [count.unchanged for count in done],
+                    *done,
                 ],
             )
 
     def fetch_stored(
-        self, connection: Connection, asset_key: str, partition_keys: Sequence[str] | None
+        self, connection: Asked, asset_key: str, partition_keys: Sequence[str] | None
     ) -> list[Stored]:
         """Return where an asset's partitions are, and what wrote them.
 
@@ -373,7 +429,7 @@ class Tracking:
                                m.rows_inserted + m.rows_updated + m.rows_unchanged > 0
                                ORDER BY m.id DESC
                            ))[1],
-                           pg_catalog.sum(m.rows_inserted - m.rows_deleted)::bigint
+                           coalesce(pg_catalog.sum(m.rows_inserted - m.rows_deleted), 0)::bigint
                     FROM {} AS a
                     JOIN {} AS m ON m.asset_id = a.id
                     WHERE a.asset_key = $1
@@ -394,8 +450,87 @@ class Tracking:
         unpartitioned = newest.partition_key is None
         return [item for item in stored if (item.partition_key is None) == unpartitioned]
 
+    def fetch_loaded(self, connection: Connection, lineages: Sequence[Lineage]) -> list[Loaded]:
+        """Return how far the batches of assets, each of one partition, have come at one moment.
+
+        Args:
+            lineages: All of the same partition.
+        """
+        keys = [lineage.asset_key for lineage in lineages]
+        with translated(f"reading {self.schema}.watermarks"):
+            rows = connection.execute(
+                sql.SQL(
+                    """
+                    SELECT a.asset_key,
+                           (SELECT pg_catalog.max(id) FROM {} WHERE asset_id = a.id),
+                           w.high_watermark::text,
+                           coalesce(w.finished, true),
+                           a.schema,
+                           a."table"
+                    FROM {} AS a
+                    LEFT JOIN {} AS w ON w.asset_id = a.id
+                    WHERE a.asset_key = ANY ($1)
+                      AND a.partition_key IS NOT DISTINCT FROM $2
+                    """
+                ).format(self.materializations, self.assets, self.watermarks),
+                [keys, lineages[0].partition_keys[0]],
+            ).fetchall()
+        found = {
+            key: Loaded(last, mark, finished, Table(schema, name))
+            for key, last, mark, finished, schema, name in rows
+        }
+        return [found.get(key, Loaded()) for key in keys]
+
+    def record_watermark(
+        self, connection: Connection, lineage: Lineage, mark: str | None, *, finished: bool
+    ) -> bool:
+        """Record how far batches have come; tell whether there is such an asset.
+
+        Args:
+            mark: As JSON text.
+            finished: Whether the source was read to its end.
+        """
+        with translated(f"recording the high watermark in {self.schema}"):
+            cursor = connection.execute(
+                sql.SQL(
+                    """
+                    INSERT INTO {} (asset_id, high_watermark, finished)
+                    SELECT id, $3, $4
+                    FROM {}
+                    WHERE asset_key = $1
+                      AND partition_key IS NOT DISTINCT FROM $2
+                    ON CONFLICT (asset_id) DO UPDATE SET
+                        high_watermark = excluded.high_watermark,
+                        finished = excluded.finished
+                    """
+                ).format(self.watermarks, self.assets),
+                [lineage.asset_key, lineage.partition_keys[0], mark, finished],
+            )
+        return cursor.rowcount > 0
+
+    def record_finished(self, connection: Connection, lineage: Lineage, last: int | None) -> None:
+        """Note that a source is at its end, unless another run has gone on with it since.
+
+        Args:
+            last: The materialization of the last batch.
+        """
+        with translated(f"recording the high watermark in {self.schema}"):
+            connection.execute(
+                sql.SQL(
+                    """
+                    UPDATE {} AS w SET finished = true
+                    FROM {} AS a
+                    WHERE a.id = w.asset_id
+                      AND a.asset_key = $1
+                      AND a.partition_key IS NOT DISTINCT FROM $2
+                      AND $3 = (SELECT pg_catalog.max(id) FROM {} WHERE asset_id = a.id)
+                    """
+                ).format(self.watermarks, self.assets, self.materializations),
+                [lineage.asset_key, lineage.partition_keys[0], last],
+            )
+
     def has_other_owners(
-        self, connection: Connection, table: Table, asset_key: str, asset_ids: Sequence[int] = ()
+        self, connection: Asked, table: Table, asset_key: str, asset_ids: Sequence[int] = ()
     ) -> bool:
         """Whether anything but these partitions of the asset may have rows in the table.
 
@@ -434,10 +569,16 @@ class Tracking:
 
     def _exists(self, connection: Connection) -> bool:
         row = connection.execute(
-            "SELECT pg_catalog.to_regclass($1) IS NOT NULL",
-            [self.materializations.as_string()],
+            """
+            SELECT pg_catalog.count(*)
+            FROM pg_catalog.pg_class AS c
+            JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+            WHERE n.nspname = $1
+              AND c.relname = ANY ($2)
+            """,
+            [self.schema, list(TABLES)],
         ).fetchone()
-        return row is not None and bool(row[0])
+        return row is not None and int(row[0]) == len(TABLES)
 
 
 def create_schema(connection: Connection, schema: str) -> None:
@@ -479,6 +620,11 @@ def lock_table(connection: Connection, table: Table, *, first_write: bool) -> No
 def lock_grants(connection: Connection) -> None:
     """Take turns with all other writers that are about to grant, until the transaction ends."""
     _lock(connection, "grants")
+
+
+def lock_feed(connection: Connection, schema: str) -> None:
+    """Take turns with all others that are about to create the SharePoint feed's tables."""
+    _lock(connection, "sharepoint feed", schema)
 
 
 def lock_upserts(connection: Connection, table: Table) -> None:

@@ -21,7 +21,16 @@ import pyarrow.types as pat
 
 from dagster_tools import json_text
 from dagster_tools.errors import BadValue, SchemaConflict
-from dagster_tools.postgres.column_types import PgType, is_geometry, is_list, plain_type, wire_type
+from dagster_tools.geoarrow import is_geometry
+from dagster_tools.postgres.column_types import (
+    ANY_SHAPE,
+    EWKB,
+    PgType,
+    is_list,
+    plain_type,
+    wire_type,
+)
+from dagster_tools.postgres.geometry import SPATIAL, Shape, misfit, srid_of, with_srid
 
 __all__ = ["check_modifiers", "encode", "fit", "render"]
 
@@ -29,6 +38,8 @@ DAYS_4713_BC = -2_440_588
 LAST_DAY = 2_145_042_541
 """31 December 5874897, the last date PostgreSQL stores, in days since 1970."""
 MICROSECONDS_PER_DAY = 86_400_000_000
+LONGEST_VALUE = 2**30 - 100
+"""Bytes of a value, with room for its header, that the server allocates (MaxAllocSize)."""
 NUMBER = r"^\s*([+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|(?i:nan|[+-]?inf(inity)?))\s*$"
 """What `numeric` reads as a number, hexadecimal and underscores of PostgreSQL 16 aside."""
 
@@ -56,6 +67,9 @@ class _Place:
 def fit(array: pa.Array, field: pa.Field, target: PgType, *, first_row: int = 0) -> pa.Array:
     """Check that every value of `array` fits `target`, and return it in that type's terms.
 
+    Rows without any value fit every column, whatever the type of nothing is said to be: pandas
+    has doubles for what was all missing in a file.
+
     Args:
         field: The array's field in the frame; its metadata tells geometry and exact numbers.
         target: The column's storage type.
@@ -67,12 +81,15 @@ def fit(array: pa.Array, field: pa.Field, target: PgType, *, first_row: int = 0)
     """
     place = _Place(field.name, first_row, target)
     array, geometry = _plain(array), is_geometry(field)
-    if pat.is_null(array.type):
+    if pat.is_null(array.type) or 0 < len(array) == array.null_count:
         return pa.nulls(len(array), wire_type(target, array.type) or pa.large_string())
+    _refuse_too_long(array, place)
     if target.array:
         return _fit_list(array, place)
+    if target.name in SPATIAL or target.name == EWKB:
+        return _fit_geometry(array, field if geometry else None, place)
     fitting = _FITTING.get(target.name, _fit_other)
-    if geometry and target.name not in {"geometry", "geography", "bytea"}:
+    if geometry and target.name != "bytea":
         raise place.conflict(pa.binary(), "Declare the column as geometry.")
     return fitting(array, place)
 
@@ -271,13 +288,38 @@ def _fit_bytes(array: pa.Array, place: _Place) -> pa.Array:
     raise place.conflict(array.type, "Convert it in the asset: frame[column].str.encode('utf-8').")
 
 
-def _fit_geometry(array: pa.Array, place: _Place) -> pa.Array:
-    if _is_bytes(array.type):
-        return array.cast(pa.binary()).cast(pa.large_binary())
-    if _is_text(array.type):
+def _fit_geometry(array: pa.Array, marked: pa.Field | None, place: _Place) -> pa.Array:
+    """Take WKB, of the column's SRID where the frame's field is marked and so names one.
+
+    Where the column's type has a SRID, PostGIS gives it to values without one; elsewhere the
+    values have to bring it.
+    """
+    if _is_text(array.type) and place.target.name in SPATIAL:
         _refuse_nul(array, place)
         return array.cast(pa.large_string())
-    raise place.conflict(array.type, "Return geometry as WKB, or a GeoDataFrame.")
+    if not _is_bytes(array.type):
+        raise place.conflict(array.type, "Return geometry as WKB, or a GeoDataFrame.")
+    wkb, shape = array.cast(pa.large_binary()), Shape.of(place.target)
+    srid = shape.srid if marked is None else _checked_srid(marked, shape.srid, place)
+    if (found := misfit(wkb, shape)) is not None:
+        raise place.bad(*found)
+    named_by_type = place.target.modifiers[:1] != (ANY_SHAPE,) and shape.srid
+    return wkb if named_by_type and place.target.name != EWKB else with_srid(wkb, srid)
+
+
+def _checked_srid(field: pa.Field, expected: int, place: _Place) -> int:
+    srid = srid_of(field)
+    if expected in {0, srid}:
+        return srid
+    if not srid:
+        raise SchemaConflict(
+            f"column {place.column!r} has SRID {expected} in the table, and the frame's has no "
+            f"CRS. If that is what its coordinates are in, frame.set_crs({expected}) says so."
+        )
+    raise SchemaConflict(
+        f"column {place.column!r} has SRID {expected} in the table, and {srid} in the frame. "
+        f"frame.to_crs({expected}) converts it."
+    )
 
 
 def _fit_uuid(array: pa.Array, place: _Place) -> pa.Array:
@@ -402,8 +444,6 @@ _FITTING: dict[str, Callable[[pa.Array, _Place], pa.Array]] = {
     "jsonb": _fit_json,
     "bytea": _fit_bytes,
     "uuid": _fit_uuid,
-    "geometry": _fit_geometry,
-    "geography": _fit_geometry,
     "date": _fit_date,
     "time without time zone": _fit_time,
     "timestamp without time zone": _fit_timestamp,
@@ -423,7 +463,8 @@ def _plain(array: pa.Array) -> pa.Array:
     if isinstance(array.type, pa.BaseExtensionType):
         array = array.storage
     if pat.is_dictionary(array.type):
-        array = array.dictionary_decode()
+        # Its values straightened first: Arrow takes nothing out of views (pyarrow 26).
+        array = _plain(array.dictionary).take(array.indices)
     if pat.is_run_end_encoded(array.type):
         array = pc.run_end_decode(array)
     plain = pa.float32() if pat.is_float16(array.type) else plain_type(array.type)
@@ -458,6 +499,12 @@ def _refuse(mask: pa.Array, place: _Place, reason: str) -> None:
     row = pc.index(mask, pa.scalar(True)).as_py()
     if row >= 0:
         raise place.bad(row, reason)
+
+
+def _refuse_too_long(array: pa.Array, place: _Place) -> None:
+    if (_is_text(array.type) or _is_bytes(array.type)) and array.nbytes > LONGEST_VALUE:
+        too_long = pc.greater(pc.binary_length(array), LONGEST_VALUE)
+        _refuse(too_long, place, "is longer than 1 GB, the most that PostgreSQL keeps in a value")
 
 
 def _refuse_nul(array: pa.Array, place: _Place) -> None:
