@@ -1,29 +1,34 @@
 """Peak memory of a stream that is written and of one that is read: it must not grow with them.
 
-A `RecordBatchReader` of two gigabytes goes into a table through the IO manager and comes back, each
-in a process of its own. Counted is the peak of the resident set above what the process had after
-its imports and a round trip of ten rows (Linux alone tells). The limit is 300 MB at any length.
+Two gigabytes go into a table through the IO manager, as a `RecordBatchReader`, as an iterator of
+pandas frames and as a Polars LazyFrame, and come back as a stream, each in a process of its own.
+Counted is the peak of the resident set above what the process had after its imports and a round
+trip of ten rows (Linux alone tells). The limit is 300 MB at any length. For comparison, pandas'
+`to_sql` and `read_sql` move a tenth of it; a LazyFrame's peak includes what Polars takes to read
+its file.
 
-    python benchmarks/memory.py                      # 2 GB of ten columns, under a minute
-    python benchmarks/memory.py --gigabytes 10
+    python benchmarks/memory.py                      # 2 GB of ten columns, some minutes
+    python benchmarks/memory.py --gigabytes 10 --no-pandas
     python benchmarks/memory.py --text 100000        # with a column of texts that long
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import multiprocessing
-import re
-import time
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import final
+from typing import Any
 
 import dagster as dg
+import pandas as pd
+import polars as pl
 import pyarrow as pa
-from measuring import bench
+import pyarrow.parquet as pq
+import sqlalchemy as sa
+from measuring import Peak, bench
 from ten_columns import frame
 
 from dagster_tools.postgres_io_manager import PostgresIOManager, PostgresResource
@@ -32,42 +37,96 @@ LIMIT = 300
 BYTES_IN_BATCH = 10_000_000
 STREAMED = dg.AssetKey(["public", "streamed"])
 SMALL = dg.AssetKey(["public", "ten_rows"])
+SHARE_OF_PANDAS = 0.1
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--text", type=int, default=0, help="length of an eleventh column's texts")
+    parser.add_argument("--no-pandas", action="store_true", help="leave to_sql and read_sql out")
     options = parser.parse_args()
     spawning = multiprocessing.get_context("spawn")
-    with bench() as running, spawning.Pool(1, maxtasksperchild=1) as processes:
+    with bench() as running, tempfile.TemporaryDirectory() as folder:
         print(f"{running}; peaks above the interpreter, which may be {LIMIT} MB")
         batch = _batch(options.text)
         count = max(1, round(options.gigabytes * 1e9 / batch.nbytes))
-        print(processes.apply(write, [running.url(), batch, count]))
-        print(processes.apply(read, [running.url()]))
+        url, file = running.url(), str(Path(folder, "rows.parquet"))
+
+        def measured(task: Callable[..., str], *arguments: Any) -> None:
+            with spawning.Pool(1) as processes:
+                print(processes.apply(task, [url, *arguments]), flush=True)
+
+        for source in SOURCES:
+            if source is lazy_frame:
+                _write_parquet(file, batch, count)
+            measured(write, source.__name__, batch, count, file)
+            Path(file).unlink(missing_ok=True)
+        measured(read)
+        if not options.no_pandas:
+            few = max(1, round(count * SHARE_OF_PANDAS))
+            measured(to_sql, batch, few)
+            measured(read_sql)
 
 
-def write(url: str, batch: pa.RecordBatch, count: int) -> str:
+def record_batch_reader(batch: pa.RecordBatch, count: int, _file: str) -> Any:
+    return pa.RecordBatchReader.from_batches(batch.schema, (batch for _ in range(count)))
+
+
+def pandas_frames(batch: pa.RecordBatch, count: int, _file: str) -> Any:
+    return (batch.to_pandas() for _ in range(count))
+
+
+def lazy_frame(_batch: pa.RecordBatch, _count: int, file: str) -> Any:
+    return pl.scan_parquet(file)
+
+
+SOURCES: tuple[Callable[[pa.RecordBatch, int, str], Any], ...] = (
+    record_batch_reader,
+    pandas_frames,
+    lazy_frame,
+)
+
+
+def write(url: str, source: str, batch: pa.RecordBatch, count: int, file: str) -> str:
     manager = _after_a_small_round_trip(url)
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        for _ in range(count):
-            yield batch
-
-    with _Peak() as peak:
-        stream = pa.RecordBatchReader.from_batches(batch.schema, batches())
+    make = next(make for make in SOURCES if make.__name__ == source)
+    with Peak() as peak:
         context = dg.build_output_context(asset_key=STREAMED, run_id="a run", name="result")
-        manager.handle_output(context, stream)
-    return f"wrote {count * batch.nbytes / 1e9:5.2f} GB of Arrow {peak}"
+        manager.handle_output(context, make(batch, count, file))
+    return f"{source:24} wrote {count * batch.nbytes / 1e9:5.2f} GB of Arrow {peak}"
 
 
 def read(url: str) -> str:
     manager = _after_a_small_round_trip(url)
-    with _Peak() as peak:
+    with Peak() as peak:
         stream = _load(manager, STREAMED)
         size = sum(batch.nbytes for batch in stream)
-    return f"read  {size / 1e9:5.2f} GB of Arrow {peak}"
+    return f"{'record_batch_reader':24} read  {size / 1e9:5.2f} GB of Arrow {peak}"
+
+
+def to_sql(url: str, batch: pa.RecordBatch, count: int) -> str:
+    _after_a_small_round_trip(url)
+    engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg2://"))
+    rows = pa.Table.from_batches([batch] * count).to_pandas()
+    with Peak() as peak:
+        rows.to_sql("by_pandas", engine, index=False, chunksize=10_000)
+    return f"{'pandas.to_sql':24} wrote {count * batch.nbytes / 1e9:5.2f} GB of Arrow {peak}"
+
+
+def read_sql(url: str) -> str:
+    _after_a_small_round_trip(url)
+    engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg2://"))
+    with Peak() as peak:
+        rows = pd.read_sql("SELECT * FROM by_pandas", engine)
+    size = pa.Table.from_pandas(rows).nbytes
+    return f"{'pandas.read_sql':24} read  {size / 1e9:5.2f} GB of Arrow {peak}"
+
+
+def _write_parquet(file: str, batch: pa.RecordBatch, count: int) -> None:
+    with pq.ParquetWriter(file, batch.schema, compression="zstd") as writer:
+        for _ in range(count):
+            writer.write_batch(batch)
 
 
 def _after_a_small_round_trip(url: str) -> PostgresIOManager:
@@ -96,32 +155,6 @@ def _batch(text: int) -> pa.RecordBatch:
         table = table.append_column("text", pa.array(["x" * text] * rows))
     [batch] = table.combine_chunks().to_batches()
     return batch
-
-
-@final
-class _Peak:
-    """The highest resident set of the block, above the one at its beginning."""
-
-    def __enter__(self) -> _Peak:
-        gc.collect()
-        pa.default_memory_pool().release_unused()
-        Path("/proc/self/clear_refs").write_text("5")  # starts the kernel's peak anew
-        self.before, self.began = _status("VmRSS"), time.perf_counter()
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.seconds = time.perf_counter() - self.began
-        self.megabytes = (_status("VmHWM") - self.before) / 1e6
-
-    def __str__(self) -> str:
-        return f"in {self.seconds:5.1f} s, peak {self.megabytes:4.0f} MB"
-
-
-def _status(key: str) -> int:
-    """Return a line of /proc/self/status in bytes (man 5 proc)."""
-    found = re.search(rf"^{key}:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 if __name__ == "__main__":

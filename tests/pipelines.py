@@ -1,7 +1,8 @@
 """What tests of the IO manager share: frames of every library, short pipelines, and what they left.
 
-A claim about frames takes the fixture `frame` and so is made for pandas, Arrow tables and Arrow
-streams alike. `store` and `load` use the manager bare, which is quick; `materialize` runs Dagster.
+A claim about frames takes the fixture `frame` and so is made for pandas, Polars, Arrow, streams
+and iterators alike. `store` and `load` use the manager bare, which is quick; `materialize` runs
+Dagster.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 import dagster as dg
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 from psycopg import sql
@@ -50,15 +52,45 @@ def arrow_stream(columns: Mapping[str, Any]) -> pa.RecordBatchReader:
     return pa.table(dict(columns)).to_reader(max_chunksize=1)
 
 
+def polars_frame(columns: Mapping[str, Any]) -> pl.DataFrame:
+    return pl.DataFrame(dict(columns))
+
+
+def polars_lazy_frame(columns: Mapping[str, Any]) -> pl.LazyFrame:
+    return pl.LazyFrame(dict(columns))
+
+
+def pandas_chunks(columns: Mapping[str, Any]) -> Iterator[pd.DataFrame]:
+    """Make what `pd.read_csv(chunksize=…)` gives: a first frame, then one of all other rows."""
+    whole = pandas_frame(columns)
+    parts = [{name: values[:1] for name, values in columns.items()}] if len(whole) else []
+    parts.append({name: values[1:] for name, values in columns.items()})
+    return map(pandas_frame, parts)
+
+
+def duckdb_relation(columns: Mapping[str, Any]) -> Any:
+    import duckdb
+
+    return duckdb.connect().from_arrow(arrow_table(columns))
+
+
 @pytest.fixture(
     params=[
         pytest.param(pandas_frame, id="pandas"),
-        pytest.param(arrow_table, id="arrow"),
+        pytest.param(polars_frame, id="polars"),
         pytest.param(arrow_stream, id="stream"),
+        pytest.param(pandas_chunks, id="chunks"),
+        pytest.param(arrow_table, id="arrow", marks=pytest.mark.sweep),
+        pytest.param(polars_lazy_frame, id="lazy", marks=pytest.mark.sweep),
+        pytest.param(duckdb_relation, id="duckdb", marks=pytest.mark.sweep),
     ]
 )
 def frame(request: pytest.FixtureRequest) -> FrameFactory:
-    """A factory of frames, once for each library: who asks for it makes the claim for all."""
+    """A factory of frames, once for each library: who asks for it makes the claim for all.
+
+    The sweep's travel like one of the others: a table like Polars', a lazy frame and a relation
+    like a stream.
+    """
     factory: FrameFactory = request.param
     return factory
 
@@ -117,14 +149,7 @@ def manager_for(database: Database, **options: Any) -> PostgresIOManager:
 
 
 def resource_for(database: Database, **overrides: Any) -> PostgresResource:
-    settings: dict[str, Any] = {
-        "host": database.host,
-        "port": database.port,
-        "dbname": database.dbname,
-        "user": database.user,
-        "password": database.password,
-    }
-    return PostgresResource(**(settings | overrides))
+    return PostgresResource(**(database.settings() | overrides))
 
 
 # --- short pipelines ------------------------------------------------------------------------

@@ -5,6 +5,7 @@ another asset, and comes from that asset's table. Nothing else is to be written.
 """
 
 import dagster as dg
+import geopandas as gpd
 import pandas as pd
 from data import read, read_month
 
@@ -35,6 +36,13 @@ def airlines() -> pd.DataFrame:
 def airports() -> pd.DataFrame:
     """Airports of the United States, with coordinates and time zone."""
     return read("airports.csv")
+
+
+@dg.asset(metadata={"columns": {"geometry": "geometry(Point,4326)"}})
+def airports_map(airports: pd.DataFrame) -> gpd.GeoDataFrame:
+    """Airports as places on the globe, of which Dagster shows a map."""
+    places = gpd.points_from_xy(airports["lon"], airports["lat"], crs="EPSG:4326")
+    return gpd.GeoDataFrame(airports[["faa", "name"]], geometry=places)
 
 
 @dg.asset(
@@ -115,7 +123,16 @@ def late_percent(days: pd.DataFrame) -> pd.Series:
 
 
 defs = dg.Definitions(
-    assets=[airlines, airports, planes, flights, weather, daily_delays, carrier_league],
+    assets=[
+        airlines,
+        airports,
+        airports_map,
+        planes,
+        flights,
+        weather,
+        daily_delays,
+        carrier_league,
+    ],
     resources={
         "io_manager": PostgresIOManager(
             connection=PostgresResource(
@@ -126,6 +143,8 @@ defs = dg.Definitions(
                 password=dg.EnvVar("PGPASSWORD"),
             ),
             schema="nyc",
+            # The demo's own server has no PostGIS; with it, leave this out.
+            geometry_storage="ewkb",
         )
     },
     # One process for each run, not for each step: these take less time than starting one.

@@ -14,10 +14,12 @@ from textwrap import indent
 from typing import Any
 
 import dagster as dg
+import geopandas as gpd
 import psycopg
 from definitions import (
     airlines,
     airports,
+    airports_map,
     carrier_league,
     daily_delays,
     defs,
@@ -37,6 +39,12 @@ SELECT place, name, planned, late_percent, late_percent_in_rain
 FROM nyc.carrier_league
 ORDER BY place
 LIMIT 5"""
+
+GEOMETRY_STORAGE = """\
+SELECT format_type(atttypid, atttypmod),
+       EXISTS (SELECT FROM pg_extension WHERE extname = 'postgis')
+FROM pg_attribute
+WHERE attrelid = 'nyc.airports_map'::regclass AND attname = 'geometry'"""
 
 LINEAGE = """\
 SELECT a.partition_key, count(*) AS rows, f.materialization_id,
@@ -78,6 +86,9 @@ def tell(connection: psycopg.Connection, partition_keys: Sequence[str]) -> None:
         [[f"nyc.{name}", w.rows, w.milliseconds, w.rate] for name, w in written.items()],
     )
 
+    print("\nThe airports as geometry: a GeoDataFrame out, a GeoDataFrame in.\n")
+    map_airports(connection)
+
     print(f"\n{len(partition_keys)} months, a run for each: rows, and rows per second.\n")
     load_months(connection, partition_keys)
 
@@ -90,6 +101,24 @@ def tell(connection: psycopg.Connection, partition_keys: Sequence[str]) -> None:
 
     print("\nWhich run wrote which rows?\n")
     print_query(connection, LINEAGE)
+
+
+def map_airports(connection: psycopg.Connection) -> None:
+    written = materialize(airports_map)["airports_map"]
+    places: gpd.GeoDataFrame = defs.load_asset_value("airports_map", python_type=gpd.GeoDataFrame)
+    require(
+        len(places) == written.rows and places.crs == "EPSG:4326",
+        "geometry comes back with its CRS",
+    )
+    [(stored, postgis)] = connection.execute(GEOMETRY_STORAGE).fetchall()
+    west, south, east, north = places.total_bounds
+    print(f"  nyc.airports_map   {len(places):,} points in {places.crs.to_string()},")
+    print(
+        f"                     {west:.0f} to {east:.0f} east and {south:.0f} to {north:.0f} north"
+    )
+    why = "the server has PostGIS" if postgis else "this server has no PostGIS"
+    form = "EWKB in bytea" if stored == "bytea" else stored
+    print(f"  stored as          {form}; {why}")
 
 
 def load_months(connection: psycopg.Connection, partition_keys: Sequence[str]) -> None:

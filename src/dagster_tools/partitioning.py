@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import dagster as dg
 import pyarrow as pa
@@ -22,13 +21,13 @@ import pyarrow.compute as pc
 import pyarrow.types as pat
 
 from dagster_tools.errors import BadValue, ConfigurationError, SchemaConflict, listed
-from dagster_tools.frames.arrow import POSTGRESQL_TYPE, is_text
-from dagster_tools.postgres.column_types import PgType, infer, is_geometry, plain_type
+from dagster_tools.frames.arrow import POSTGRESQL_TYPE, Rows, Stream, is_text, matched
+from dagster_tools.geoarrow import is_geometry
+from dagster_tools.postgres.column_types import PgType, infer, plain_type
 from dagster_tools.postgres.names import MATERIALIZATION_ID
 
 __all__ = ["assign_partitions", "join_partitions"]
 
-Rows: TypeAlias = pa.Table | pa.RecordBatchReader
 POSITION = pa.field(MATERIALIZATION_ID, pa.int32())
 
 NUMERIC = {POSTGRESQL_TYPE: b"numeric"}
@@ -47,7 +46,8 @@ def join_partitions(frames: Mapping[str, Rows], keys: Sequence[str]) -> Rows:
     """Put the frames of several partitions one after the other, each row marked with its own.
 
     Columns are matched by name; one that a frame lacks is NULL there. A frame without rows
-    has no say about columns and types.
+    has no say about columns and types. Where one of the frames is a stream, so is the result, and
+    each batch keeps the types it has.
 
     Args:
         frames: By partition key; exactly the run's partitions.
@@ -60,13 +60,16 @@ def join_partitions(frames: Mapping[str, Rows], keys: Sequence[str]) -> Rows:
     present = {key: rows for key, rows in frames.items() if not _is_empty(rows)}
     schema = _common_schema({key: rows.schema for key, rows in present.items()})
     positions = {key: position for position, key in enumerate(keys)}
+    in_memory = all(isinstance(rows, pa.Table) for rows in present.values())
     batches = (
-        batch for key, rows in present.items() for batch in _marked(rows, schema, positions[key])
+        _marked(
+            _widened(batch, schema) if in_memory else matched(batch, schema.names), positions[key]
+        )
+        for key, rows in present.items()
+        for batch in (rows.to_batches() if isinstance(rows, pa.Table) else rows)
     )
     marked = schema.append(POSITION)
-    if all(isinstance(rows, pa.Table) for rows in present.values()):
-        return pa.Table.from_batches(batches, marked)
-    return pa.RecordBatchReader.from_batches(marked, batches)
+    return pa.Table.from_batches(batches, marked) if in_memory else Stream(marked, batches)
 
 
 def assign_partitions(
@@ -90,7 +93,7 @@ def assign_partitions(
     if isinstance(rows, pa.Table):
         chunks = [positions for _batch, positions in locator.locate(rows.to_batches())]
         return rows.append_column(POSITION, pa.chunked_array(chunks, POSITION.type))
-    return pa.RecordBatchReader.from_batches(rows.schema.append(POSITION), _assigned(rows, locator))
+    return Stream(rows.schema.append(POSITION), _assigned(rows, locator))
 
 
 # --- a dict of frames -----------------------------------------------------------------------
@@ -119,6 +122,11 @@ def _common_schema(schemas: Mapping[str, pa.Schema]) -> pa.Schema:
         for field in schema:
             known = common.setdefault(field.name, field)
             merged = _common_field(known, field)
+            if merged is None and is_geometry(known) and is_geometry(field):
+                raise SchemaConflict(
+                    f"Column {field.name!r} has another CRS in the frame of partition "
+                    f"{told_by[field.name]!r} than in that of {key!r}. Convert one with to_crs."
+                )
             if merged is None:
                 raise SchemaConflict(
                     f"Column {field.name!r} is {known.type} in the frame of partition "
@@ -172,21 +180,25 @@ def _as_decimal(type_: pa.DataType) -> pa.DataType:
     return pa.decimal128(20, 0) if pat.is_integer(type_) else type_
 
 
-def _marked(rows: Rows, schema: pa.Schema, position: int) -> Iterator[pa.RecordBatch]:
-    marked = schema.append(POSITION)
-    for batch in rows.to_batches() if isinstance(rows, pa.Table) else rows:
-        columns = [_widened(batch, field) for field in schema]
-        columns.append(pa.repeat(pa.scalar(position, POSITION.type), batch.num_rows))
-        yield pa.RecordBatch.from_arrays(columns, schema=marked)
+def _marked(batch: pa.RecordBatch, position: int) -> pa.RecordBatch:
+    positions = pa.repeat(pa.scalar(position, POSITION.type), batch.num_rows)
+    return pa.RecordBatch.from_arrays(
+        [*batch.columns, positions], schema=batch.schema.append(POSITION)
+    )
 
 
-def _widened(batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
-    """Bring a column of one frame to the type it has in all of them."""
-    if field.name not in batch.schema.names:
-        return pa.nulls(batch.num_rows, field.type)
-    column = batch.column(field.name)
+def _widened(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Bring the columns of one frame to the types they have in all of them."""
+    columns = matched(batch, schema.names).columns
+    columns = [_cast(column, field) for column, field in zip(columns, schema, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _cast(column: pa.Array, field: pa.Field) -> pa.Array:
     if column.type == field.type:
         return column
+    if pat.is_null(column.type):
+        return pa.nulls(len(column), field.type)
     try:
         return column.cast(field.type)
     except pa.ArrowInvalid:
@@ -223,7 +235,7 @@ def _columns(
     return [str(column) for column in columns]
 
 
-def _assigned(rows: pa.RecordBatchReader, locator: _Locator) -> Iterator[pa.RecordBatch]:
+def _assigned(rows: Stream, locator: _Locator) -> Iterator[pa.RecordBatch]:
     for batch, positions in locator.locate(rows):
         yield pa.RecordBatch.from_arrays(
             [*batch.columns, positions], schema=batch.schema.append(POSITION)

@@ -5,10 +5,12 @@ import sys
 from collections import UserList
 from typing import Any
 
+import geopandas as gpd
 import pandas as pd
 import pyarrow as pa
 import pytest
 
+from dagster_tools import geoarrow
 from dagster_tools.errors import UnsupportedFrame
 from dagster_tools.frames import frame_class, from_arrow, is_frame, to_arrow
 
@@ -25,6 +27,9 @@ class NeedsMore(pd.DataFrame):
     def __init__(self, data, crs):
         super().__init__(data)
 
+
+POINT = "0101000000000000000000f03f0000000000000040"
+SUPPORTED = r"supported are geopandas.GeoDataFrame, pandas.DataFrame, polars.DataFrame"
 
 WITHOUT_PANDAS = """
 import sys
@@ -79,12 +84,27 @@ def test_without_pandas_an_unannotated_input_names_the_install_command():
     assert "pip install 'dagster-tools[pandas]'" in said
 
 
+def test_a_library_that_is_not_installed_is_listed_with_its_install_command():
+    code = (
+        "import sys; sys.modules['polars'] = None  # as where it is not installed\n"
+        "from dagster_tools.frames import frame_class\n"
+        "try: frame_class(int)\n"
+        "except Exception as e: print(type(e).__name__, e)"
+    )
+
+    said = python(code)
+
+    assert said.startswith("UnsupportedFrame")
+    assert "polars.DataFrame or LazyFrame (not installed: pip install" in said
+    assert "'dagster-tools[polars]'" in said
+
+
 @pytest.mark.parametrize(
     "value", [None, 1, "text", [1], {"a": [1]}, (1,), UserList([1]), pd.Series([1]), pd.DataFrame]
 )
 def test_what_is_no_frame_is_refused_with_what_is_supported(value):
     assert not is_frame(value)
-    with pytest.raises(UnsupportedFrame, match=r"supported are pandas.DataFrame, pyarrow.Table"):
+    with pytest.raises(UnsupportedFrame, match=SUPPORTED):
         to_arrow(value)
 
 
@@ -100,11 +120,28 @@ def test_frames_are_told_from_other_values(value):
 
 @pytest.mark.parametrize("annotation", [None, Any, object, pd.DataFrame])
 def test_an_input_that_does_not_say_otherwise_is_a_pandas_frame(annotation):
-    assert frame_class(annotation) is pd.DataFrame
+    stream = pa.table({"a": [1]}).to_reader()
+
+    loaded = from_arrow(stream, frame_class(annotation))
+
+    assert type(loaded) is pd.DataFrame
 
 
-@pytest.mark.parametrize("annotation", [pa.Table, pa.RecordBatchReader])
-def test_arrow_classes_stand_for_themselves(annotation):
+@pytest.mark.parametrize("annotation", [None, Any, object])
+def test_an_input_that_does_not_say_otherwise_is_a_geodataframe_where_a_column_is_geometry(
+    annotation,
+):
+    geometry = geoarrow.mark(pa.field("g", pa.binary()), geoarrow.Crs("EPSG:4326"))
+    stream = pa.table({"g": [bytes.fromhex(POINT)]}, pa.schema([geometry])).to_reader()
+
+    loaded = from_arrow(stream, frame_class(annotation))
+
+    assert type(loaded) is gpd.GeoDataFrame
+    assert loaded.crs == "EPSG:4326"
+
+
+@pytest.mark.parametrize("annotation", [pa.Table, pa.RecordBatchReader, pd.DataFrame])
+def test_classes_stand_for_themselves(annotation):
     assert frame_class(annotation) is annotation
 
 
@@ -124,7 +161,7 @@ def test_a_subclass_that_a_dataframe_does_not_make_is_refused():
 
 @pytest.mark.parametrize("annotation", [int, pd.Series, "pd.DataFrame", dict[str, int], pa.Array])
 def test_other_annotations_are_refused_with_what_is_supported(annotation):
-    with pytest.raises(UnsupportedFrame, match=r"supported are pandas.DataFrame, pyarrow.Table"):
+    with pytest.raises(UnsupportedFrame, match=SUPPORTED):
         frame_class(annotation)
 
 

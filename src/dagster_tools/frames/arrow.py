@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import pyarrow as pa
 
 from dagster_tools.errors import BadValue, UnsupportedFrame
 
 __all__ = [
+    "EXTRA",
     "POSTGRESQL_TYPE",
     "SUPPORTED",
+    "Rows",
+    "Stream",
     "from_arrow",
     "is_text",
     "loads_as",
+    "matched",
     "owns",
     "postgresql_type",
     "to_arrow",
@@ -28,12 +34,34 @@ SUPPORTED = (
     "__arrow_c_stream__"
 )
 
+EXTRA: str | None = None
+
 POSTGRESQL_TYPE = b"postgresql:type"
 """Key of field metadata: the column's type as PostgreSQL's `format_type` writes it.
 
 Needed where Arrow has no word for the type (`numeric` without a scale travels as text).
 Kept in the tables users get, so that such a column finds its type again when written.
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Record batches on the move, read once; a `RecordBatchReader` whose types may change.
+
+    Args:
+        schema: The columns, as the first batches have them. Later ones have the same columns,
+            each perhaps of another type.
+    """
+
+    schema: pa.Schema
+    batches: Iterator[pa.RecordBatch]
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        return self.batches
+
+
+Rows: TypeAlias = pa.Table | pa.RecordBatchReader | Stream
+"""What `to_arrow` makes of a frame: a table where it is in memory, else a stream."""
 
 _MAX_DECIMAL128, _MAX_DECIMAL256 = 38, 76
 _SCALED_NUMERIC = re.compile(r"numeric\((\d+),(-?\d+)\)")
@@ -46,7 +74,8 @@ def owns(frame: object) -> bool:
     """
     if isinstance(frame, (pa.Table, pa.RecordBatch, pa.RecordBatchReader)):
         return True
-    if isinstance(frame, (type, pa.Array, pa.ChunkedArray)) or type(frame).__name__ == "Series":
+    is_column = isinstance(frame, (pa.Array, pa.ChunkedArray))
+    if isinstance(frame, type) or is_column or type(frame).__name__.endswith("Series"):
         return False
     return hasattr(frame, "__arrow_c_stream__")
 
@@ -93,6 +122,16 @@ def postgresql_type(field: pa.Field) -> str | None:
     """Return the PostgreSQL type a field says it holds, if it says so."""
     stored = (field.metadata or {}).get(POSTGRESQL_TYPE)
     return None if stored is None else str(stored.decode())
+
+
+def matched(batch: pa.RecordBatch, names: list[str]) -> pa.RecordBatch:
+    """Return a batch with its columns in this order, all NULL where it lacks one."""
+    own = {field.name: field for field in batch.schema}
+    nothing = pa.nulls(batch.num_rows)
+    return pa.RecordBatch.from_arrays(
+        [batch.column(name) if name in own else nothing for name in names],
+        schema=pa.schema([own.get(name, pa.field(name, pa.null())) for name in names]),
+    )
 
 
 def is_text(type_: pa.DataType) -> bool:

@@ -29,6 +29,7 @@ import datetime as dt
 import enum
 import itertools
 import math
+import operator
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -62,8 +63,11 @@ def to_arrow(values: Objects, hint: pa.DataType | None = None) -> Encoded:
     Raises:
         BadValue: With the row; the column is the caller's to name.
     """
-    values = _with_none_for_missing(values)
-    kinds = set(map(type, values)) - {type(None)}
+    given, kinds = values, set(map(type, values))
+    values = _with_none_for_missing(given, kinds)
+    if values is not given:
+        kinds = set(map(type, values))
+    kinds.discard(type(None))
     if not kinds:
         return _without_values(len(values), hint)
     if isinstance(hint, pa.JsonType):
@@ -174,8 +178,7 @@ _REMEDIES = {
 _MISSING = frozenset({"NAType", "NaTType"})
 
 
-def _with_none_for_missing(values: Objects) -> Objects:
-    kinds = set(map(type, values))
+def _with_none_for_missing(values: Objects, kinds: set[type]) -> Objects:
     missing = {kind for kind in kinds if kind.__name__ in _MISSING}
     floats = {kind for kind in kinds if _family_of_kind(kind) is _Family.FLOAT}
     # NaN among Python's floats alone is left to Arrow, which finds it faster.
@@ -314,14 +317,18 @@ def _encode_dates(values: Objects) -> Encoded:
 
 
 def _encode_datetimes(values: Objects) -> Encoded:
-    naive = next(v for v in values if v is not None).tzinfo is None
-    if any((v.tzinfo is None) is not naive for v in values if v is not None):
+    # Told apart by identity: some libraries' zones have no hash.
+    zones = set(map(id, map(_zone_of, filter(None, values))))
+    naive = next(filter(None, values)).tzinfo is None
+    if id(None) in zones and len(zones) > 1:
         raise BadValue(
             "mixes datetimes with and without a time zone; give all of them one, or none",
             row=_first_row(values, lambda v: v is not None and (v.tzinfo is None) is not naive),
         )
-    _refuse_years_of_no_datetime(values)
-    unit = "ns" if any(getattr(v, "nanosecond", 0) for v in values) else "us"
+    unit = "us"
+    if _any_of_pandas(values):
+        _refuse_years_of_no_datetime(values)
+        unit = "ns" if any(getattr(v, "nanosecond", 0) for v in values) else "us"
     return Encoded(
         _array(
             values,
@@ -331,15 +338,21 @@ def _encode_datetimes(values: Objects) -> Encoded:
     )
 
 
+_zone_of = operator.attrgetter("tzinfo")
+
+
+def _any_of_pandas(values: Objects) -> bool:
+    """Whether there are pandas' own Timestamps or Timedeltas, which may have nanoseconds."""
+    return any(hasattr(kind, "to_numpy") for kind in set(map(type, values)))
+
+
 def _refuse_years_of_no_datetime(values: Objects) -> None:
     """Refuse a pandas Timestamp that says 1972 to whom takes it for a datetime, as Arrow does."""
 
     def is_odd(value: Any) -> bool:
         return value is not None and not dt.MINYEAR <= value.year <= dt.MAXYEAR
 
-    if any(hasattr(kind, "to_datetime64") for kind in set(map(type, values))) and any(
-        map(is_odd, values)
-    ):
+    if any(map(is_odd, values)):
         raise BadValue(
             "holds a Timestamp outside the years 1 to 9999 among objects; convert the column to "
             "datetime64[us]",
@@ -358,7 +371,8 @@ def _encode_times(values: Objects) -> Encoded:
 
 
 def _encode_timedeltas(values: Objects) -> Encoded:
-    unit = "ns" if any(getattr(v, "nanoseconds", 0) for v in values) else "us"
+    finer = _any_of_pandas(values) and any(getattr(v, "nanoseconds", 0) for v in values)
+    unit = "ns" if finer else "us"
     return Encoded(
         _array(values, pa.duration(unit), f"is longer than a duration in {unit} can hold")
     )
@@ -368,8 +382,9 @@ def _encode_numpy_times(values: Objects) -> Encoded:
     numpy = sys.modules["numpy"]
     nat = next(type(v) for v in values if v is not None)("NaT")
     times = numpy.array([nat if v is None else v for v in values])
-    if times.dtype.kind == "m" and numpy.datetime_data(times.dtype)[0] in {"W", "D", "h", "m"}:
-        times = times.astype("timedelta64[s]")
+    unit = numpy.datetime_data(times.dtype)[0]
+    if unit in ({"W", "D", "h", "m"} if times.dtype.kind == "m" else {"h", "m"}):
+        times = times.astype(f"{times.dtype.kind}8[s]")
     try:
         return Encoded(pa.array(times))
     except (pa.ArrowException, NotImplementedError):

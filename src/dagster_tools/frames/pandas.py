@@ -27,16 +27,19 @@ from dagster_tools.frames.arrow import POSTGRESQL_TYPE, is_text, postgresql_type
 from dagster_tools.frames.objects import Encoded
 
 __all__ = [
+    "EXTRA",
     "SUPPORTED",
     "IndexDropped",
     "default_class",
     "from_arrow",
     "loads_as",
     "owns",
+    "subclass_of",
     "to_arrow",
 ]
 
 SUPPORTED = "pandas.DataFrame"
+EXTRA: str | None = "pandas"
 
 _INSTALL = "pip install 'dagster-tools[pandas]'"
 
@@ -87,6 +90,11 @@ def default_class() -> type:
 def to_arrow(frame: Any, hints: Mapping[str, pa.DataType]) -> pa.Table:
     """Turn a DataFrame into a table, sharing the memory of its numbers."""
     fields, arrays = [], []
+    if len(frame) and not len(frame.columns) and frame.index.name is None:
+        raise ConfigurationError(
+            f"the frame has {len(frame)} rows and no columns; name its index to store that, or "
+            "return pandas.DataFrame() for no rows"
+        )
     for name, series in _columns(frame):
         encoded = _encode_named(name, series, hints.get(name))
         fields.append(_field(name, encoded))
@@ -106,10 +114,11 @@ def from_arrow(stream: pa.RecordBatchReader, as_type: type) -> Any:
     # pandas' own default copies all columns into one block per dtype. That is worth its
     # time only where separate blocks would earn the user a warning.
     frame = pd.DataFrame(data, index=index, copy=len(data) > _WARNED_BLOCKS)
-    return frame if as_type is pd.DataFrame else _subclass_of(frame, as_type)
+    return frame if as_type is pd.DataFrame else subclass_of(frame, as_type)
 
 
-def _subclass_of(frame: Any, as_type: type) -> Any:
+def subclass_of(frame: Any, as_type: type) -> Any:
+    """Return the frame as an instance of the subclass, made by its constructor."""
     try:
         return as_type(frame)
     except Exception as exc:
