@@ -18,10 +18,14 @@ from dagster_tools.errors import (
     ConfigurationError,
     DagsterToolsError,
     DatabaseError,
+    FileDeleted,
     GrantFailed,
     MaterializationNotFound,
     SchemaConflict,
+    SharePointAccessDenied,
     SharePointError,
+    SharePointNotFound,
+    SharePointThrottled,
     UnsupportedFrame,
 )
 from dagster_tools.postgres.connection import server_message
@@ -49,6 +53,10 @@ MADE = [
     DatabaseError("what", sqlstate="57014", step="copying rows"),
     GrantFailed("what", sqlstate="42501", step="granting"),
     SharePointError("what"),
+    SharePointAccessDenied("what"),
+    SharePointNotFound("what"),
+    SharePointThrottled("what", retry_after=3.0),
+    FileDeleted("what"),
 ]
 
 

@@ -15,6 +15,8 @@ from dagster_tools.postgres.connection import ConnectionSettings, connect
 from dagster_tools.postgres.names import Table
 from dagster_tools.sql import SQL, Query
 from tests.pipelines import fingerprint, manager_for, materialize, query, store
+from tests.promises.processes import all_at_once
+from tests.promises.writing import numbers, write
 
 FRAME = pd.DataFrame({"n": [1]})
 
@@ -167,6 +169,40 @@ def test_many_grants_at_once_on_one_schema_all_succeed(database, role):
         thread.join()
 
     assert failures == []
+
+
+@pytest.mark.parametrize(
+    ("processes", "grants_each"),
+    [(8, 3), pytest.param(8, 50, marks=pytest.mark.sweep)],
+)
+def test_processes_that_grant_on_one_schema_at_once_all_succeed_and_no_privilege_is_lost(
+    database, role, processes, grants_each
+):
+    """Each writes a table of its own, as runs do, for another reader each time."""
+    readers = [[role().name for _round in range(grants_each)] for _process in range(processes)]
+    with database.connect() as connection:
+        connection.execute("CREATE SCHEMA busy")
+
+    failures = all_at_once(
+        write_for_a_reader,
+        [(database, number, names) for number, names in enumerate(readers)],
+        grants_each,
+    )
+
+    assert failures == []
+    acl = "SELECT pg_get_userbyid(grantee) FROM {}, aclexplode({}) WHERE privilege_type = '{}'"
+    usage = query(database, acl.format("pg_namespace", "nspacl", "USAGE") + " AND nspname = 'busy'")
+    everybody = {name for names in readers for name in names}
+    assert {name for (name,) in usage} >= everybody
+    for number, names in enumerate(readers):
+        select = acl.format("pg_class", "relacl", "SELECT") + f" AND relname = 'numbers_{number}'"
+        assert {name for (name,) in query(database, select)} >= set(names)
+
+
+def write_for_a_reader(database, number, readers, turn):
+    """Write in a process of its own, at the moment at which the others do."""
+    table = Table("busy", f"numbers_{number}")
+    write(database, numbers(1), table=table, users=[readers[turn]])
 
 
 def test_a_concurrent_update_by_somebody_else_is_tried_again(database, io_manager, role):

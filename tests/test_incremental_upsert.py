@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from psycopg.errors import DeadlockDetected
 
 from dagster_tools.errors import BadValue, ConfigurationError, SchemaConflict
 from dagster_tools.sql import Query
@@ -294,6 +295,41 @@ def test_a_table_with_another_primary_key_is_a_conflict(database, io_manager):
         store(io_manager, pd.DataFrame({"id": [1], "code": ["b"]}), **BY_ID)
 
     assert fingerprint(database) == before
+
+
+@pytest.mark.parametrize("standing", ["(1, 'a'), (1, 'b')", "(NULL, 'a')"], ids=["repeat", "NULL"])
+def test_a_table_whose_rows_forbid_the_primary_key_is_a_conflict_and_stays(
+    database, io_manager, standing
+):
+    execute(database, "CREATE TABLE numbers (id bigint, v text)")
+    execute(database, f"INSERT INTO numbers VALUES {standing}")
+
+    with pytest.raises(SchemaConflict, match=r"'id'"):
+        store(io_manager, pd.DataFrame({"id": [2], "v": ["c"]}), **BY_ID)
+
+    assert len(rows(database)) == standing.count("(")
+    assert query(
+        database, "SELECT count(*) FROM pg_constraint WHERE conrelid = 'numbers'::regclass"
+    ) == [(0,)]
+    assert query(
+        database, "SELECT count(*) FROM pg_index WHERE indrelid = 'numbers'::regclass"
+    ) == [(0,)]
+
+
+@pytest.mark.parametrize("new", [0, 49, 51, 100], ids="{}% are new".format)
+def test_how_many_rows_are_new_is_a_matter_of_speed_alone(database, io_manager, new):
+    """From 10,000 rows on, a look at a hundred tells whether INSERT or UPDATE goes first."""
+    count = 12_000
+    first = pd.DataFrame({"id": range(count), "v": 0})
+    store(io_manager, first, **BY_ID)
+
+    later = first.assign(id=first["id"] + count * new // 100, v=first["id"] % 2)
+    done = store(io_manager, later, **BY_ID)
+
+    inserted, kept = count * new // 100, count - count * new // 100
+    assert counts(done) == (inserted, kept // 2, kept - kept // 2, 0)
+    found = query(database, "SELECT count(*), sum(v), max(id) FROM numbers")
+    assert found == [(count + inserted, count // 2, count + inserted - 1)]
 
 
 # --- refused before anything is written -----------------------------------------------------
@@ -876,3 +912,22 @@ def deadlocks(database):
         return connection.execute(
             "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
         ).fetchall()
+
+
+def test_the_count_of_deadlocks_would_tell_of_one(database):
+    """Two sessions that lock two rows crosswise are counted where the test above looks."""
+    execute(database, "CREATE TABLE t (id int)", "INSERT INTO t VALUES (1), (2)")
+    before, crossed = deadlocks(database), threading.Barrier(2)
+
+    def lock(first, second):
+        with database.connect(autocommit=False) as connection:
+            connection.execute("SELECT FROM t WHERE id = %s FOR UPDATE", [first])
+            crossed.wait(timeout=30)
+            connection.execute("SELECT FROM t WHERE id = %s FOR UPDATE", [second])
+
+    with ThreadPoolExecutor(2) as pool:
+        ended = [pool.submit(lock, *order) for order in [(1, 2), (2, 1)]]
+        errors = [future.exception(timeout=30) for future in ended]
+
+    assert [type(error) for error in errors if error] == [DeadlockDetected]
+    assert deadlocks(database) != before

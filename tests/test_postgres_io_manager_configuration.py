@@ -148,7 +148,15 @@ def test_the_connection_comes_from_run_config_through_a_resource_of_its_own(data
     assert rows(database, "launched.doubled") == DOUBLED
 
 
-@pytest.mark.parametrize("over", ["tcp", "socket"])
+@pytest.mark.parametrize(
+    "over",
+    [
+        "tcp",
+        pytest.param(
+            "socket", marks=pytest.mark.direct("pgbouncer", reason="the socket is the server's")
+        ),
+    ],
+)
 def test_a_manager_without_any_field_connects_as_psql_would(database, monkeypatch, over):
     host = database.host if over == "tcp" else database.socket_dir
     for name, value in (database.environment() | {"PGHOST": host}).items():
@@ -368,6 +376,7 @@ def test_a_url_instead_of_a_resource_is_refused_without_repeating_it():
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
+@pytest.mark.direct("pgbouncer", reason="the pooler has words of its own for each")
 def test_what_is_wrong_with_the_connection_is_said_without_the_password(
     database, role, wrong, reason
 ):

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from dagster_tools import postgres_io_manager
+from dagster_tools.postgres import progress
 from tests.pipelines import logged, manager_for, materialize, store
 
 
@@ -186,7 +186,7 @@ def numbers_asset(rows: int):
 
 
 def test_a_long_transfer_tells_its_progress(io_manager, monkeypatch):
-    monkeypatch.setattr(postgres_io_manager, "SECONDS_BETWEEN_PROGRESS", 0.0)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
 
     result = materialize(numbers_asset(50_000), io_manager)
 
@@ -199,16 +199,16 @@ def test_a_long_transfer_tells_its_progress(io_manager, monkeypatch):
 
 def test_lines_of_progress_keep_their_distance(io_manager, monkeypatch):
     clock = itertools.count(0, 1)  # each look at it is a second later
-    monkeypatch.setattr(postgres_io_manager.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
     told = []
 
     class Log:
         def info(self, message, *arguments):
             told.append(message % arguments if arguments else message)
 
-    progress = postgres_io_manager._Progress(Log(), "to public.numbers")
+    part_sent = progress.Progress(Log(), "to public.numbers")
     for _part in range(25):
-        progress(1_000, 8_000_000)
+        part_sent(1_000, 8_000_000)
 
     assert [line.split(" rows")[0] for line in told] == ["10,000", "20,000"]
     assert told[0] == "10,000 rows (80 MB) to public.numbers, 1,000 rows/s"

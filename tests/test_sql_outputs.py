@@ -211,6 +211,64 @@ def test_users_of_statements_that_made_no_such_table_get_a_warning(database, io_
     assert "schema and table" in warning
 
 
+@pytest.mark.parametrize("kind", ["VIEW", "MATERIALIZED VIEW", "TABLE"])
+def test_what_statements_make_is_loaded_downstream_and_readable_by_users(
+    database, io_manager, role, kind
+):
+    reader = role()
+
+    @dg.asset
+    def raw():
+        return pd.DataFrame({"n": [1, 2, 3]})
+
+    @dg.asset(deps=[raw], metadata={"users": [reader.name]})
+    def odd() -> SQL:
+        return SQL(
+            f"DROP {kind} IF EXISTS odd; CREATE {kind} odd AS SELECT n FROM raw WHERE n % 2 = 1"
+        )
+
+    @dg.asset
+    def doubled(odd: pd.DataFrame):
+        return odd * 2
+
+    for _run in range(2):
+        materialize([raw, odd, doubled], io_manager)
+
+    assert rows(database, "public.doubled") == [(2,), (6,)]
+    with database.as_role(reader).connect() as connection:
+        assert connection.execute("SELECT count(*) FROM odd").fetchall() == [(2,)]
+
+
+@pytest.mark.parametrize("annotation", [pd.DataFrame, pd.DataFrame | None, Relation])
+@pytest.mark.parametrize("full_table", [False, True])
+def test_loading_what_statements_made_under_another_name_says_how_to_point_at_it(
+    io_manager, annotation, full_table
+):
+    store(io_manager, SQL("CREATE TABLE IF NOT EXISTS made AS SELECT 1 AS n"), key="derived")
+
+    with pytest.raises(ConfigurationError) as refused:
+        load(io_manager, annotation, key="derived", full_table=full_table)
+
+    assert "There is no table or view public.derived" in str(refused.value)
+    assert "metadata={'schema': …, 'table': …}" in str(refused.value)
+
+    store(
+        io_manager,
+        SQL("CREATE TABLE IF NOT EXISTS made AS SELECT 1 AS n"),
+        key="derived",
+        table="made",
+    )
+    assert list(load(io_manager, key="derived", upstream={"table": "made"})["n"]) == [1]
+
+
+def test_what_statements_did_to_rows_is_recorded_as_unknown(database, io_manager):
+    store(io_manager, SQL("CREATE TABLE made AS SELECT 1 AS n"), key="made")
+
+    assert query(
+        database, "SELECT rows_inserted, rows_updated, rows_deleted FROM meta.materializations"
+    ) == [(None, None, None)]
+
+
 # --- Query ----------------------------------------------------------------------------------
 
 
@@ -252,6 +310,19 @@ def test_a_query_replaces_what_the_asset_had_before(database, io_manager):
     store(io_manager, Query("SELECT 7::bigint AS n"))
 
     assert rows(database) == [(7,)]
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_a_query_may_read_the_very_rows_that_it_replaces(database, io_manager, keyed):
+    metadata = {"primary_key": "n"} if keyed else {}
+    store(io_manager, pd.DataFrame({"n": [1, 2]}), **metadata)
+    with database.connect() as connection:
+        connection.execute("CREATE VIEW seen AS SELECT n FROM numbers")
+
+    written = store(io_manager, Query("SELECT n + 1 AS n FROM seen"), **metadata)
+
+    assert rows(database) == [(2,), (3,)]
+    assert written["dagster/row_count"].value == 2
 
 
 def test_a_query_upserts_into_an_incremental_asset(database, io_manager):
@@ -423,6 +494,23 @@ def test_a_relation_from_production_in_a_development_statement_is_refused(databa
     with pytest.raises(ConfigurationError, match=r"\{raw\} is in production"):
         materialize([raw, derived], manager, selection=[derived])
     assert given[0].environment == "production"
+
+
+def test_where_production_is_this_database_a_relation_of_it_is_seen_by_statements(database, role):
+    """As in production's own deployment, where another role may be the one that reads."""
+    reader = role(options="SUPERUSER")
+    production = manager_for(database.as_role(reader)).connection
+    manager = manager_for(database, production=production)
+    store(manager, pd.DataFrame({"n": [1]}), key="raw")
+
+    @dg.asset(ins={"raw": dg.AssetIn(metadata={"environment": "production"})})
+    def derived(raw: Relation):
+        return Query("SELECT n + 1 AS n FROM {raw}", raw=raw)
+
+    raw = dg.AssetSpec("raw").with_io_manager_key("io_manager")
+    materialize([raw, derived], manager, selection=[derived])
+
+    assert rows(database, "public.derived") == [(2,)]
 
 
 def test_values_do_not_show_in_a_statement_s_repr():
