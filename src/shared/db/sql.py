@@ -2,6 +2,26 @@
 
 from __future__ import annotations
 
-from dagster_tools.sql import SQL, And, Eq, IncrementalDataFrame, Or, Query, Relation
+from dagster_tools.sql import (
+    SQL,
+    And,
+    Batch,
+    Batches,
+    Eq,
+    IncrementalDataFrame,
+    Or,
+    Query,
+    Relation,
+)
 
-__all__ = ["SQL", "And", "Eq", "IncrementalDataFrame", "Or", "Query", "Relation"]
+__all__ = [
+    "SQL",
+    "And",
+    "Batch",
+    "Batches",
+    "Eq",
+    "IncrementalDataFrame",
+    "Or",
+    "Query",
+    "Relation",
+]

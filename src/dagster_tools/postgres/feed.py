@@ -1,0 +1,959 @@
+"""The SharePoint feed in PostgreSQL: the SQL of it, and nothing of SharePoint.
+
+Rows of items are what `dagster_tools.sharepoint.feed.ITEM_FIELDS` says, which are the columns of
+`sharepoint_items` but the first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from importlib import resources
+from typing import Any, TypeAlias
+
+import psycopg
+from psycopg import sql
+from psycopg.sql import Composed, Identifier
+
+from dagster_tools.errors import ConfigurationError, DatabaseError
+from dagster_tools.postgres.connection import (
+    Connection,
+    ConnectionSettings,
+    connect,
+    transaction,
+    translated,
+)
+from dagster_tools.postgres.names import check_schema_name
+from dagster_tools.postgres.tracking import create_schema, lock_feed
+
+__all__ = ["Delivery", "Failure", "FeedStatus", "FeedTables", "FeedView", "Listing"]
+
+Row: TypeAlias = Sequence[Any]
+
+TABLES = ("libraries", "addresses", "items", "assets", "delivered", "failures")
+_DDL = resources.files(__package__).joinpath("feed.sql").read_text(encoding="utf-8")
+
+ITEM_COLUMNS = (
+    "id",
+    "kind",
+    "parent_id",
+    "name",
+    "etag",
+    "ctag",
+    "size",
+    "created",
+    "modified",
+    "modified_by",
+    "url",
+    "child_count",
+)
+DELIVERED_COLUMNS = (
+    "drive_id",
+    "id",
+    "etag",
+    "path",
+    "url",
+    "size",
+    "created",
+    "modified",
+    "modified_by",
+)
+AT_A_TIME = 2000
+"""Rows fetched at a time where all of them are streamed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """What an asset has once it has stored what it was handed.
+
+    Args:
+        token: The asset's, when the work was found; with `deliveries` the state it is based on.
+            None and 0 where there was none.
+        watch: What it watches, in words.
+        files: Rows of `DELIVERED_COLUMNS`.
+        gone: Drive and id of files it has no longer.
+        clean: The signature at which nothing is left to do; None where something is.
+    """
+
+    asset_key: str
+    run_id: str
+    token: str
+    deliveries: int
+    watch: str
+    files: Sequence[Row]
+    gone: Sequence[tuple[str, str]]
+    clean: str | None
+
+    def dumped(self) -> str:
+        """Return the part that is kept of it as JSON while it is not known to be stored."""
+        kept = {"files": self.files, "gone": self.gone, "clean": self.clean, "watch": self.watch}
+        return json.dumps(kept, default=datetime.isoformat)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A file that an asset failed to read.
+
+    Args:
+        quarantined: It is left out until it changes; otherwise the run failed.
+    """
+
+    asset_key: str
+    drive_id: str
+    id: str
+    etag: str | None
+    path: str
+    url: str
+    attempts: int
+    error: str
+    failed_at: datetime | None
+    quarantined: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FeedStatus:
+    """An asset of the feed, as the shell shows it.
+
+    Args:
+        pending: Files to be delivered when the sensor last looked, or a run ended.
+    """
+
+    asset_key: str
+    watch: str
+    pending: int
+    delivered: int
+    deliveries: int
+    delivered_at: datetime | None
+    run_id: str | None
+    failures: Sequence[Failure]
+
+
+@dataclass(frozen=True, slots=True)
+class FeedTables:
+    """The feed's tables in one schema; made where they are missing.
+
+    Each method opens a connection of its own, and holds none while anybody else is asked.
+    """
+
+    settings: ConnectionSettings
+    schema: str
+    _made: list[bool] = field(default_factory=list, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_schema_name("tracking schema", self.schema)
+
+    # --- looking ----------------------------------------------------------------------------
+
+    @contextmanager
+    def reading(self) -> Iterator[FeedView]:
+        """Look at one moment of the feed; what is yielded must be read within."""
+        with self._connected("reading the SharePoint feed") as connection:
+            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            connection.read_only = True
+            with connection.transaction():
+                yield FeedView(connection, self)
+
+    def address(self, site: str, library: str) -> Row | None:
+        """Return the row of the library that words were found to mean."""
+        with self._connected("reading the SharePoint feed") as connection:
+            return connection.execute(
+                self.composed(
+                    sql.SQL("""
+                    SELECT drive_id, name, url, site_id, site_name, site_url
+                    FROM {addresses} JOIN {libraries} USING (drive_id)
+                    WHERE site = $1
+                      AND library = $2
+                    """)
+                ),
+                [site, library],
+            ).fetchone()
+
+    def status(self) -> list[FeedStatus]:
+        """Return all assets of the feed."""
+        with self.reading() as view:
+            return view.status()
+
+    # --- taking in --------------------------------------------------------------------------
+
+    def remember(self, site: str, library: str, row: Row) -> None:
+        """Remember which library words mean: drive, name and URL; id, name and URL of the site."""
+        with self._changing("recording a SharePoint library") as connection:
+            connection.execute(
+                self.composed(
+                    sql.SQL("""
+                    INSERT INTO {libraries} (drive_id, name, url, site_id, site_name, site_url)
+                    VALUES ($1, $2, $3, $4, $5, $6)
+                    ON CONFLICT (drive_id) DO UPDATE SET
+                        name = excluded.name,
+                        url = excluded.url,
+                        site_id = excluded.site_id,
+                        site_name = excluded.site_name,
+                        site_url = excluded.site_url
+                    """)
+                ),
+                list(row),
+            )
+            connection.execute(
+                self.composed(
+                    sql.SQL("""
+                    INSERT INTO {addresses} (site, library, drive_id)
+                    VALUES ($1, $2, $3)
+                    ON CONFLICT (site, library) DO UPDATE SET drive_id = excluded.drive_id
+                    """)
+                ),
+                [site, library, row[0]],
+            )
+
+    def forget(self, site: str, library: str) -> None:
+        """Forget which library words mean."""
+        with self._changing("forgetting a SharePoint library") as connection:
+            connection.execute(
+                self.composed(sql.SQL("DELETE FROM {addresses} WHERE site = $1 AND library = $2")),
+                [site, library],
+            )
+
+    @contextmanager
+    def taking_in(
+        self, drive_id: str, generation: int, rows: Iterable[Row]
+    ) -> Iterator[Listing | None]:
+        """Begin to store an enumeration, all or nothing.
+
+        None where the library is at another generation meanwhile, or gone: then it is void.
+
+        Locks: the library's row, until the block ends.
+
+        Args:
+            rows: Of `ITEM_COLUMNS`, in the order they came; the last of an id counts.
+        """
+        with self._changing("taking in what changed in a SharePoint library") as connection:
+            locked = connection.execute(
+                self.composed(
+                    sql.SQL(
+                        "SELECT generation FROM {libraries} WHERE drive_id = $1 FOR NO KEY UPDATE"
+                    )
+                ),
+                [drive_id],
+            ).fetchone()
+            if locked != (generation,):
+                yield None
+                return
+            listing = Listing(connection, self, drive_id)
+            listing.load(rows)
+            yield listing
+
+    def advance(self, drive_id: str, generation: int, link: str) -> bool:
+        """Ask from this link next time, as nothing changed; tell whether that still holds."""
+        with self._changing("recording that nothing changed in a SharePoint library") as connection:
+            cursor = connection.execute(
+                self.composed(
+                    sql.SQL("""
+                    UPDATE {libraries} SET delta_link = $3, taken_at = pg_catalog.now()
+                    WHERE drive_id = $1
+                      AND generation = $2
+                    """)
+                ),
+                [drive_id, generation, link],
+            )
+        return cursor.rowcount > 0
+
+    # --- delivering -------------------------------------------------------------------------
+
+    def begin(self, asset_key: str, watch: str) -> None:
+        """See to it that an asset has a row, without which nothing can be delivered to it."""
+        with self._changing("recording a SharePoint asset") as connection:
+            connection.execute(
+                self.composed(
+                    sql.SQL("""
+                    INSERT INTO {assets} (asset_key, watch)
+                    VALUES ($1, $2)
+                    ON CONFLICT DO NOTHING
+                    """)
+                ),
+                [asset_key, watch],
+            )
+
+    def deliver(self, connection: Connection, delivery: Delivery) -> None:
+        """Record that an asset has what it was handed, in the transaction that stores it.
+
+        Locks: the asset's row.
+
+        Raises:
+            ConfigurationError: It is stored in another database than the feed.
+            DatabaseError: Another run delivered something meanwhile.
+        """
+        with translated("recording what was delivered"):
+            self._check_turn(connection, delivery)
+            self._record(connection, delivery)
+
+    def deliver_alone(self, delivery: Delivery) -> None:
+        """Record the same in a transaction of its own."""
+        with self._changing("recording what was delivered") as connection:
+            self.deliver(connection, delivery)
+
+    def settle(self, delivery: Delivery) -> None:
+        """Record, in a transaction of its own, that there was nothing left to do."""
+        with self._changing("recording that nothing is left to do") as connection:
+            connection.execute(
+                self.composed(
+                    sql.SQL("""
+                    UPDATE {assets} SET clean = $3, watch = $4, pending = 0
+                    WHERE asset_key = $1
+                      AND deliveries = $2
+                    """)
+                ),
+                [delivery.asset_key, delivery.deliveries, delivery.clean, delivery.watch],
+            )
+
+    def note_pending(self, pending: Mapping[str, int]) -> None:
+        """Record how many files are to be delivered to assets, for the shell to show."""
+        with self._changing("recording what is left to do") as connection:
+            connection.execute(
+                self.composed(
+                    sql.SQL("""
+                    UPDATE {assets} AS a SET pending = given.pending
+                    FROM ROWS FROM (
+                        pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::bigint[])
+                    ) AS given (asset_key, pending)
+                    WHERE a.asset_key = given.asset_key
+                      AND a.pending <> given.pending
+                    """)
+                ),
+                [list(pending), list(pending.values())],
+            )
+
+    def recover(self, asset_key: str, run_id: str) -> None:
+        """Record that this run tells of what another has stored that ended before it could."""
+        with self._changing("recording what was delivered") as connection:
+            connection.execute(
+                self.composed(sql.SQL("UPDATE {assets} SET run_id = $2 WHERE asset_key = $1")),
+                [asset_key, run_id],
+            )
+
+    def hand_over(self, claim_id: str, delivery: Delivery) -> None:
+        """Remember what was handed to another IO manager, until it is known to be stored."""
+        with self._changing("recording what was handed over") as connection:
+            self._check_turn(connection, delivery)
+            connection.execute(
+                self.composed(
+                    sql.SQL("""
+                    UPDATE {assets} SET claim_id = $2, claim = $3, run_id = $4
+                    WHERE asset_key = $1
+                    """)
+                ),
+                [delivery.asset_key, claim_id, delivery.dumped(), delivery.run_id],
+            )
+
+    def confirm(self, asset_key: str, claim_id: str) -> None:
+        """Record that what was handed over is stored; nothing where it is no longer the last."""
+        with self._changing("recording what was delivered") as connection:
+            delivery = self._handed_over(connection, asset_key, claim_id)
+            if delivery is not None:
+                self._record(connection, delivery)
+
+    def doubt(self, asset_key: str, claim_id: str) -> None:
+        """Record that what was handed over may be stored or not: it is to be delivered again.
+
+        What was deleted since is delivered as deleted, then.
+        """
+        with self._changing("recording what may have been delivered") as connection:
+            delivery = self._handed_over(connection, asset_key, claim_id)
+            if delivery is None:
+                return
+            unsure = [(*row[:2], None, *row[3:]) for row in delivery.files]
+            kept = replace(delivery, files=unsure, gone=(), clean=None)
+            self._record(connection, kept)
+
+    def _handed_over(
+        self, connection: Connection, asset_key: str, claim_id: str
+    ) -> Delivery | None:
+        """Lock the asset's row; return what was handed over, if it was that."""
+        row = connection.execute(
+            self.composed(
+                sql.SQL(
+                    """
+                    SELECT token::text, deliveries, run_id, claim
+                    FROM {assets}
+                    WHERE asset_key = $1
+                      AND claim_id = $2
+                    FOR NO KEY UPDATE
+                    """
+                )
+            ),
+            [asset_key, claim_id],
+        ).fetchone()
+        if row is None:
+            return None
+        token, deliveries, run_id, claim = row
+        return Delivery(
+            asset_key=asset_key, run_id=run_id, token=token, deliveries=deliveries, **claim
+        )
+
+    def fail(self, failures: Sequence[Failure]) -> None:
+        """Record files that could not be read, in a transaction of its own."""
+        with self._changing("recording files that could not be read") as connection:
+            for each in failures:
+                connection.execute(
+                    self.composed(
+                        sql.SQL("""
+                        INSERT INTO {failures} AS f (
+                            asset_key, drive_id, id, etag, path, url,
+                            attempts, error, failed_at, quarantined
+                        )
+                        VALUES ($1, $2, $3, $4, $5, $6, 1, $7, pg_catalog.now(), $8)
+                        ON CONFLICT (asset_key, drive_id, id) DO UPDATE SET
+                            etag = excluded.etag,
+                            path = excluded.path,
+                            url = excluded.url,
+                            attempts = f.attempts + 1,
+                            error = excluded.error,
+                            failed_at = excluded.failed_at,
+                            quarantined = excluded.quarantined
+                        """)
+                    ),
+                    [
+                        each.asset_key,
+                        each.drive_id,
+                        each.id,
+                        each.etag,
+                        each.path,
+                        each.url,
+                        each.error,
+                        each.quarantined,
+                    ],
+                )
+
+    # --- by hand ----------------------------------------------------------------------------
+
+    def reset_asset(self, asset_key: str) -> bool:
+        """Let every file be delivered again to an asset; tell whether there is such an asset.
+
+        What it has is not forgotten, so that files deleted meanwhile are delivered as deleted.
+        """
+        with self._changing("resetting a SharePoint asset") as connection:
+            found = connection.execute(
+                self.composed(
+                    sql.SQL("""
+                    UPDATE {assets} SET
+                        clean = NULL, claim_id = NULL, claim = NULL, deliveries = deliveries + 1
+                    WHERE asset_key = $1
+                    """)
+                ),
+                [asset_key],
+            )
+            connection.execute(
+                self.composed(sql.SQL("UPDATE {delivered} SET etag = NULL WHERE asset_key = $1")),
+                [asset_key],
+            )
+            connection.execute(
+                self.composed(sql.SQL("DELETE FROM {failures} WHERE asset_key = $1")), [asset_key]
+            )
+        return found.rowcount > 0
+
+    def reset_library(self, url: str) -> bool:
+        """Let everything in a library be listed anew; tell whether there is such a library."""
+        with self._changing("resetting a SharePoint library") as connection:
+            found = connection.execute(
+                self.composed(
+                    sql.SQL("""
+                    UPDATE {libraries} SET delta_link = NULL, listed_at = NULL
+                    WHERE url = $1
+                       OR drive_id = $1
+                    """)
+                ),
+                [url],
+            )
+        return found.rowcount > 0
+
+    # --- how it is done ---------------------------------------------------------------------
+
+    def _check_turn(self, connection: Connection, delivery: Delivery) -> None:
+        exists = connection.execute(
+            "SELECT pg_catalog.to_regclass($1) IS NOT NULL",
+            [Identifier(self.schema, "sharepoint_assets").as_string()],
+        ).fetchone()
+        row = None
+        if exists == (True,):
+            row = connection.execute(
+                self.composed(
+                    sql.SQL("""
+                    SELECT token::text, deliveries
+                    FROM {assets}
+                    WHERE asset_key = $1
+                    FOR NO KEY UPDATE
+                    """)
+                ),
+                [delivery.asset_key],
+            ).fetchone()
+        if row is None or row[0] != delivery.token:
+            raise ConfigurationError(
+                f"The IO manager stores in database {connection.info.dbname!r}, and the SharePoint "
+                f"feed is in another one ({self.settings}, schema {self.schema}). What is stored "
+                "and what was delivered are one transaction: give SharePointResource and the "
+                "IO manager the same connection. Nothing was written."
+            )
+        if row[1] != delivery.deliveries:
+            raise DatabaseError(
+                "Another run has delivered files to this asset since this one began. Nothing was "
+                "written, and nothing is lost: run it again for what is left, if anything is.",
+                step="recording what was delivered",
+            )
+
+    def _record(self, connection: Connection, delivery: Delivery) -> None:
+        key = delivery.asset_key
+        files, gone = delivery.files, delivery.gone
+        named = [*files, *gone]
+        for table in ("delivered", "failures"):
+            connection.execute(
+                self.composed(
+                    sql.SQL("""
+                    DELETE FROM {table} AS t
+                    USING ROWS FROM (
+                        pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::text[])
+                    ) AS named (drive_id, id)
+                    WHERE t.asset_key = $1
+                      AND t.drive_id = named.drive_id
+                      AND t.id = named.id
+                    """),
+                    table=Identifier(self.schema, f"sharepoint_{table}"),
+                ),
+                [key, [row[0] for row in named], [row[1] for row in named]],
+            )
+        connection.execute(
+            self.composed(
+                sql.SQL("""
+                DELETE FROM {failures} AS f
+                WHERE f.asset_key = $1
+                  AND NOT EXISTS (
+                      SELECT
+                      FROM {items} AS i
+                      WHERE i.drive_id = f.drive_id
+                        AND i.id = f.id
+                        AND i.kind = 'file'
+                  )
+                """)
+            ),
+            [key],
+        )
+        columns = list(zip(*files, strict=True)) if files else [()] * len(DELIVERED_COLUMNS)
+        connection.execute(
+            self.composed(
+                sql.SQL("""
+                INSERT INTO {delivered} (
+                    asset_key, drive_id, id, etag, path, url, size, created, modified, modified_by
+                )
+                SELECT $1, given.*
+                FROM ROWS FROM (
+                    pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::text[]),
+                    pg_catalog.unnest($4::text[]), pg_catalog.unnest($5::text[]),
+                    pg_catalog.unnest($6::text[]), pg_catalog.unnest($7::bigint[]),
+                    pg_catalog.unnest($8::timestamptz[]), pg_catalog.unnest($9::timestamptz[]),
+                    pg_catalog.unnest($10::text[])
+                ) AS given
+                """)
+            ),
+            [key, *map(list, columns)],
+        )
+        connection.execute(
+            self.composed(
+                sql.SQL("""
+                UPDATE {assets} SET
+                    deliveries = deliveries + 1,
+                    delivered_at = pg_catalog.now(),
+                    run_id = $2,
+                    watch = $3,
+                    clean = $4,
+                    pending = 0,
+                    claim_id = NULL,
+                    claim = NULL
+                WHERE asset_key = $1
+                """)
+            ),
+            [key, delivery.run_id, delivery.watch, delivery.clean],
+        )
+
+    @contextmanager
+    def _connected(self, step: str) -> Iterator[Connection]:
+        with closing(connect(self.settings)) as connection, translated(step):
+            if not self._made:
+                self._make(connection)
+                self._made.append(True)
+            yield connection
+
+    @contextmanager
+    def _changing(self, step: str) -> Iterator[Connection]:
+        with self._connected(step) as connection, transaction(connection, long=True):
+            yield connection
+
+    def _make(self, connection: Connection) -> None:
+        """Create the tables where they are missing; one of many starters does it."""
+        if self._exist(connection):
+            return
+        create_schema(connection, self.schema)
+        with transaction(connection):
+            lock_feed(connection, self.schema)
+            if not self._exist(connection):
+                # The simple protocol takes several statements at once, the extended does not.
+                statement = sql.SQL(_DDL).format(schema=Identifier(self.schema))
+                connection.cursor().execute(statement, prepare=False)
+
+    def _exist(self, connection: Connection) -> bool:
+        row = connection.execute(
+            """
+            SELECT pg_catalog.count(*)
+            FROM pg_catalog.pg_class AS c
+            JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+            WHERE n.nspname = $1
+              AND c.relname = ANY ($2)
+            """,
+            [self.schema, [f"sharepoint_{name}" for name in TABLES]],
+        ).fetchone()
+        return row == (len(TABLES),)
+
+    def composed(self, statement: sql.SQL, **more: sql.Composable) -> Composed:
+        """Return a statement in which the tables' short names are theirs."""
+        tables = {name: Identifier(self.schema, f"sharepoint_{name}") for name in TABLES}
+        return statement.format(**tables, **more)
+
+
+@dataclass(frozen=True, slots=True)
+class FeedView:
+    """The feed at one moment, within a transaction that reads."""
+
+    connection: Connection
+    tables: FeedTables
+
+    def library_states(self, drive_ids: Collection[str]) -> Mapping[str, Row]:
+        """Return link, generation and time of the last full listing, by library."""
+        rows = self._asked(
+            sql.SQL("""
+            SELECT drive_id, delta_link, generation, listed_at
+            FROM {libraries}
+            WHERE drive_id = ANY ($1)
+            """),
+            list(drive_ids),
+        )
+        return {drive_id: state for drive_id, *state in rows}
+
+    def library(self, drive_id: str) -> Row | None:
+        """Return drive, name and URL of a library; id, name and URL of its site."""
+        rows = self._asked(
+            sql.SQL("""
+            SELECT drive_id, name, url, site_id, site_name, site_url
+            FROM {libraries}
+            WHERE drive_id = $1
+            """),
+            drive_id,
+        )
+        return next(iter(rows), None)
+
+    def asset(self, asset_key: str) -> Row | None:
+        """Return token, deliveries, clean, run and claim of an asset."""
+        rows = self._asked(
+            sql.SQL("""
+            SELECT token::text, deliveries, clean, run_id, claim_id::text
+            FROM {assets}
+            WHERE asset_key = $1
+            """),
+            asset_key,
+        )
+        return next(iter(rows), None)
+
+    def folders(self, drive_id: str) -> Iterable[Row]:
+        """Return what is stored of a library's folders, also of those that were deleted."""
+        return self._asked(
+            sql.SQL("SELECT {columns} FROM {items} WHERE drive_id = $1 AND kind <> 'file'"),
+            drive_id,
+        )
+
+    def delivered_drives(self, asset_key: str) -> Collection[str]:
+        """Return the libraries an asset was delivered files of."""
+        rows = self._asked(
+            sql.SQL("SELECT DISTINCT drive_id FROM {delivered} WHERE asset_key = $1"), asset_key
+        )
+        return [drive_id for (drive_id,) in rows]
+
+    def compared(
+        self, asset_key: str, drive_id: str, folder_ids: Sequence[str]
+    ) -> Iterator[tuple[Row | None, Row | None]]:
+        """Yield the files in some folders, and those delivered to an asset, side by side."""
+        statement = self.tables.composed(
+            sql.SQL("""
+            SELECT {columns}, {delivered_columns}
+            FROM (
+                SELECT *
+                FROM {items}
+                WHERE drive_id = $2
+                  AND kind = 'file'
+                  AND parent_id = ANY ($3)
+            ) AS item
+            FULL JOIN (
+                SELECT *
+                FROM {delivered}
+                WHERE asset_key = $1
+                  AND drive_id = $2
+            ) AS delivered ON delivered.id = item.id
+            """),
+            columns=_columns("item", ITEM_COLUMNS),
+            delivered_columns=_columns("delivered", DELIVERED_COLUMNS),
+        )
+        width = len(ITEM_COLUMNS)
+        with psycopg.RawServerCursor(self.connection, "sharepoint_compared") as cursor:
+            cursor.itersize = AT_A_TIME
+            cursor.execute(statement, [asset_key, drive_id, list(folder_ids)])
+            for row in cursor:
+                item, delivered = row[:width], row[width:]
+                yield (
+                    item if item[0] is not None else None,
+                    delivered if delivered[1] is not None else None,
+                )
+
+    def quarantined(self, asset_key: str) -> Collection[tuple[str, str, str | None]]:
+        """Return drive, id and version of the files that are left out until they change."""
+        return [
+            (drive_id, item_id, etag)
+            for drive_id, item_id, etag in self._asked(
+                sql.SQL(
+                    "SELECT drive_id, id, etag FROM {failures} WHERE asset_key = $1 AND quarantined"
+                ),
+                asset_key,
+            )
+        ]
+
+    def status(self) -> list[FeedStatus]:
+        """Return all assets of the feed."""
+        failures = [
+            Failure(*row)
+            for row in self._asked(
+                sql.SQL("""
+                SELECT asset_key, drive_id, id, etag, path, url, attempts, error, failed_at,
+                       quarantined
+                FROM {failures}
+                ORDER BY path
+                """)
+            )
+        ]
+        return [
+            FeedStatus(
+                asset_key,
+                watch,
+                pending,
+                delivered,
+                deliveries,
+                at,
+                run_id,
+                [each for each in failures if each.asset_key == asset_key],
+            )
+            for asset_key, watch, pending, delivered, deliveries, at, run_id in self._asked(
+                sql.SQL("""
+                SELECT a.asset_key, a.watch, a.pending,
+                       (SELECT pg_catalog.count(*) FROM {delivered} AS d
+                        WHERE d.asset_key = a.asset_key),
+                       a.deliveries, a.delivered_at, a.run_id
+                FROM {assets} AS a
+                ORDER BY a.asset_key COLLATE "C"
+                """)
+            )
+        ]
+
+    def _asked(self, statement: sql.SQL, *values: object) -> list[Row]:
+        composed = self.tables.composed(statement, columns=_columns(None, ITEM_COLUMNS))
+        return list(self.connection.execute(composed, values).fetchall())
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """An enumeration of a library that has ended, in the transaction that stores it."""
+
+    connection: Connection
+    tables: FeedTables
+    drive_id: str
+
+    def load(self, rows: Iterable[Row]) -> None:
+        """Bring the rows to the server; of those with the same id the last one stays."""
+        self._do(
+            sql.SQL("""
+            CREATE TEMPORARY TABLE sharepoint_listed (
+                LIKE {items}, place bigint GENERATED ALWAYS AS IDENTITY
+            ) ON COMMIT DROP
+            """)
+        )
+        self._do(sql.SQL("ALTER TABLE pg_temp.sharepoint_listed DROP COLUMN drive_id"))
+        statement = self.tables.composed(
+            sql.SQL("COPY {listed} ({columns}) FROM STDIN"),
+            listed=LISTED,
+            columns=_columns(None, ITEM_COLUMNS),
+        )
+        with self.connection.cursor().copy(statement) as copy:
+            for row in rows:
+                copy.write_row(row)
+        self._do(
+            sql.SQL("""
+            DELETE FROM {listed} AS earlier
+            USING {listed} AS later
+            WHERE later.id = earlier.id
+              AND later.place > earlier.place
+            """)
+        )
+        self._do(sql.SQL("CREATE INDEX ON {listed} (id)"))
+        self._do(sql.SQL("ANALYZE {listed}"))
+
+    def folders(self) -> Iterable[Row]:
+        """Return what is stored of folders, also of those that were deleted."""
+        return self._asked(
+            sql.SQL("SELECT {columns} FROM {items} WHERE drive_id = $1 AND kind <> 'file'"),
+            self.drive_id,
+        )
+
+    def listed_folders(self) -> Iterable[Row]:
+        """Return the listed folders, and what is listed as deleted."""
+        return self._asked(sql.SQL("SELECT {columns} FROM {listed} WHERE kind <> 'file'"))
+
+    def listed_parents(self) -> Iterable[str]:
+        """Return the folders in which something is listed."""
+        rows = self._asked(
+            sql.SQL("SELECT DISTINCT parent_id FROM {listed} WHERE parent_id IS NOT NULL")
+        )
+        return [parent_id for (parent_id,) in rows]
+
+    def listed_children(self, folder_ids: Collection[str]) -> Mapping[str, int]:
+        """Return how many items are listed in each of some folders."""
+        rows = self._asked(
+            sql.SQL("""
+            SELECT parent_id, pg_catalog.count(*)
+            FROM {listed}
+            WHERE parent_id = ANY ($1)
+            GROUP BY parent_id
+            """),
+            list(folder_ids),
+        )
+        return {folder_id: count for folder_id, count in rows}  # noqa: C416  # typed
+
+    def displaced(self) -> bool:
+        """Tell whether a listed item has the place of another, listed or not."""
+        rows = self._asked(
+            sql.SQL("""
+            SELECT EXISTS (
+                SELECT
+                FROM {listed}
+                WHERE parent_id IS NOT NULL
+                GROUP BY parent_id, pg_catalog.lower(name)
+                HAVING pg_catalog.count(*) > 1
+            ) OR EXISTS (
+                SELECT
+                FROM {listed} AS l
+                JOIN {items} AS i
+                    ON i.parent_id = l.parent_id
+                   AND pg_catalog.lower(i.name) = pg_catalog.lower(l.name)
+                WHERE i.drive_id = $1
+                  AND NOT EXISTS (SELECT FROM {listed} AS own WHERE own.id = i.id)
+            )
+            """),
+            self.drive_id,
+        )
+        return bool(rows[0][0])
+
+    def apply(self, *, full: bool, link: str) -> None:
+        """Let the enumeration be what the library holds, and ask from this link next time."""
+        if full:
+            self._drop_displaced()
+        condition = sql.SQL("l.kind = 'deleted' OR l.id IS NULL" if full else "l.kind = 'deleted'")
+        changed = self._do(
+            sql.SQL("""
+            DELETE FROM {items} AS i
+            USING {items} AS same LEFT JOIN {listed} AS l ON l.id = same.id
+            WHERE i.drive_id = $1
+              AND i.kind = 'file'
+              AND same.drive_id = i.drive_id
+              AND same.id = i.id
+              AND ({gone})
+            """),
+            self.drive_id,
+            gone=condition,
+        )
+        changed += self._do(
+            sql.SQL("""
+            UPDATE {items} AS i SET
+                kind = 'deleted', parent_id = NULL, name = NULL, etag = NULL, ctag = NULL,
+                size = NULL, created = NULL, modified = NULL, modified_by = NULL, url = NULL,
+                child_count = NULL
+            FROM {items} AS same LEFT JOIN {listed} AS l ON l.id = same.id
+            WHERE i.drive_id = $1
+              AND i.kind IN ('folder', 'opaque')
+              AND same.drive_id = i.drive_id
+              AND same.id = i.id
+              AND ({gone})
+            """),
+            self.drive_id,
+            gone=condition,
+        )
+        changed += self._do(
+            sql.SQL("""
+            INSERT INTO {items} AS i (drive_id, {columns})
+            SELECT $1, {columns}
+            FROM {listed}
+            WHERE kind <> 'deleted'
+            ON CONFLICT (drive_id, id) DO UPDATE SET
+                kind = excluded.kind,
+                parent_id = excluded.parent_id,
+                name = excluded.name,
+                etag = excluded.etag,
+                ctag = excluded.ctag,
+                size = excluded.size,
+                created = excluded.created,
+                modified = excluded.modified,
+                modified_by = excluded.modified_by,
+                url = excluded.url,
+                child_count = excluded.child_count
+            WHERE i IS DISTINCT FROM excluded
+            """),
+            self.drive_id,
+        )
+        self._do(
+            sql.SQL("""
+            UPDATE {libraries} SET
+                delta_link = $2,
+                generation = generation + $3,
+                taken_at = pg_catalog.now(),
+                listed_at = CASE WHEN $4 THEN pg_catalog.now() ELSE listed_at END
+            WHERE drive_id = $1
+            """),
+            self.drive_id,
+            link,
+            min(changed, 1),
+            full,
+        )
+
+    def _drop_displaced(self) -> None:
+        """Drop listed items whose place one has that was listed later: they were deleted since."""
+        self._do(
+            sql.SQL("""
+            DELETE FROM {listed} AS earlier
+            USING {listed} AS later
+            WHERE later.parent_id = earlier.parent_id
+              AND pg_catalog.lower(later.name) = pg_catalog.lower(earlier.name)
+              AND later.place > earlier.place
+            """)
+        )
+
+    def _asked(self, statement: sql.SQL, *values: object) -> list[Row]:
+        composed = self.tables.composed(
+            statement, listed=LISTED, columns=_columns(None, ITEM_COLUMNS)
+        )
+        return list(self.connection.execute(composed, values).fetchall())
+
+    def _do(self, statement: sql.SQL, *values: object, **more: sql.Composable) -> int:
+        composed = self.tables.composed(
+            statement, listed=LISTED, columns=_columns(None, ITEM_COLUMNS), **more
+        )
+        return self.connection.execute(composed, values).rowcount
+
+
+LISTED = Identifier("pg_temp", "sharepoint_listed")
+
+
+def _columns(table: str | None, names: Sequence[str]) -> Composed:
+    qualified = (Identifier(name) if table is None else Identifier(table, name) for name in names)
+    return sql.SQL(", ").join(qualified)

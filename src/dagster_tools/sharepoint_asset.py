@@ -1,0 +1,285 @@
+"""Assets made of the files in SharePoint folders: what changed in, the right table out.
+
+    @sharepoint_asset(watch=Watch("/sites/lab", "/Results", filters=[Suffix(".csv")]))
+    async def results(files: list[SharePointFile]): ...
+
+The function gets the files that changed since they were last stored. What it returns is stored,
+and they are marked as delivered, in one transaction.
+"""
+
+# No `from __future__ import annotations`: signatures are made here for Dagster to evaluate.
+
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import dagster as dg
+
+from dagster_tools.errors import ConfigurationError
+from dagster_tools.postgres_io_manager import PostgresIOManager
+from dagster_tools.sharepoint import Contains, FileFilter, Filter, Prefix, Suffix, Watch
+from dagster_tools.sharepoint_resource import SharePointResource
+from dagster_tools.sharepoint_run import Definition, SharePointConfig, run
+from dagster_tools.sharepoint_sensor import TAG, sharepoint_sensor
+from dagster_tools.sql import Transacted
+
+__all__ = [
+    "Contains",
+    "FileFilter",
+    "Filter",
+    "Prefix",
+    "SharePointConfig",
+    "SharePointResource",
+    "Suffix",
+    "Watch",
+    "sharepoint_asset",
+    "sharepoint_multi_asset",
+    "sharepoint_sensor",
+]
+
+DEFAULT_IO_MANAGER = "io_manager"
+RESOURCE: Any = dg.ResourceParam[object]
+"""The annotation of a parameter that is a resource of any class."""
+
+
+def sharepoint_asset(
+    *,
+    watch: Watch | Sequence[Watch],
+    mode: Literal["changes", "snapshot"] = "changes",
+    on_file_error: Literal["fail", "quarantine"] = "fail",
+    sharepoint_key: str = "sharepoint",
+    **arguments: Any,
+) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+    """Make an asset of a function of files.
+
+    The function's `files` are those that changed since they were last stored, deleted ones marked.
+    It may be asynchronous or not; if not, neither are the methods of the files, which are
+    `BlockingFile`s then. With no file to hand over it is not called, and what is stored stays.
+
+    Args:
+        watch: Which files.
+        mode: With "snapshot" the function gets all current files whenever one of them changed,
+            so that what it returns may replace the table.
+        on_file_error: What becomes of a file that cannot be read: the run fails; or the file is
+            left out until it changes, and what is stored of it stays.
+        sharepoint_key: The resource key of the `SharePointResource`.
+        arguments: Those of `dagster.asset`, but `partitions_def` and `check_specs`.
+
+    Raises:
+        ConfigurationError: Arguments or the function's signature that cannot be meant.
+    """
+
+    def decorate(function: Callable[..., Any]) -> dg.AssetsDefinition:
+        definition = _definition(function, watch, mode, on_file_error, sharepoint_key)
+        _check_arguments(function, arguments)
+        manager = arguments.get("io_manager_def")
+        key = arguments.get("io_manager_key", DEFAULT_IO_MANAGER)
+        managers = {"result": manager if manager is not None else key}
+        given = _with_seen_type(arguments)
+        compute = _compute_function(definition, managers, given)
+        return _tagged(dg.asset(**given)(compute))
+
+    return decorate
+
+
+def sharepoint_multi_asset(
+    *,
+    watch: Watch | Sequence[Watch],
+    outs: Mapping[str, dg.AssetOut],
+    mode: Literal["changes", "snapshot"] = "changes",
+    on_file_error: Literal["fail", "quarantine"] = "fail",
+    sharepoint_key: str = "sharepoint",
+    **arguments: Any,
+) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+    """Make several assets of one function of files.
+
+    It gets the files that any of the selected outputs has not stored yet, and each output is
+    acknowledged with its own rows. The other arguments are `sharepoint_asset`'s.
+
+    Args:
+        outs: The outputs, as for `dagster.multi_asset`.
+        arguments: Those of `dagster.multi_asset`.
+    """
+
+    def decorate(function: Callable[..., Any]) -> dg.AssetsDefinition:
+        definition = _definition(function, watch, mode, on_file_error, sharepoint_key)
+        _check_arguments(function, arguments)
+        managers = {name: out.io_manager_key or DEFAULT_IO_MANAGER for name, out in outs.items()}
+        given = dict(arguments)
+        compute = _compute_function(definition, managers, given)
+        return _tagged(dg.multi_asset(outs=outs, **given)(compute))
+
+    return decorate
+
+
+def _tagged(assets: dg.AssetsDefinition) -> dg.AssetsDefinition:
+    """Return assets that say of themselves that they are of SharePoint files."""
+    return assets.map_asset_specs(lambda spec: spec.merge_attributes(tags={TAG: ""}))
+
+
+def _definition(
+    function: Callable[..., Any],
+    watch: Watch | Sequence[Watch],
+    mode: str,
+    on_file_error: str,
+    resource_key: str,
+) -> Definition:
+    watches = (watch,) if isinstance(watch, Watch) else tuple(watch)
+    name = getattr(function, "__name__", repr(function))
+    if not watches or not all(isinstance(each, Watch) for each in watches):
+        raise ConfigurationError(
+            f"{name}: watch must be a Watch or a list of them, as in "
+            'watch=Watch("/sites/lab", "/Results").'
+        )
+    for option, value, legal in (
+        ("mode", mode, ("changes", "snapshot")),
+        ("on_file_error", on_file_error, ("fail", "quarantine")),
+    ):
+        if value not in legal:
+            raise ConfigurationError(f"{name}: {option} is {value!r}; expected one of {legal}.")
+    if mode == "snapshot" and on_file_error == "quarantine":
+        raise ConfigurationError(
+            f"{name}: in mode 'snapshot' the table is replaced, and a file that is left out would "
+            "lose its rows. Use on_file_error='fail', or mode='changes'."
+        )
+    if "files" not in inspect.signature(function).parameters:
+        raise ConfigurationError(
+            f"{name} has no parameter named 'files', by which it gets the files that changed: "
+            f"def {name}(files): …"
+        )
+    return Definition(
+        function, watches, mode == "snapshot", on_file_error == "quarantine", resource_key
+    )
+
+
+def _check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Refuse what cannot go with a function that is not called when nothing changed."""
+    if arguments.get("partitions_def") is not None:
+        raise ConfigurationError(
+            f"{function.__name__}: an asset of SharePoint files has no partitions; which files "
+            "are new is known without. Derive a partitioned asset from it."
+        )
+    if arguments.get("check_specs"):
+        raise ConfigurationError(
+            f"{function.__name__}: a check within the function would have no result when no file "
+            "changed, since it is not called then. Write it with @dagster.asset_check."
+        )
+
+
+def _compute_function(
+    definition: Definition, managers: Mapping[str, Any], arguments: dict[str, Any]
+) -> Callable[..., Iterator[Any]]:
+    """Return the function that Dagster calls: the user's parameters without files, and ours.
+
+    Args:
+        managers: By output, the IO manager or its resource key.
+        arguments: The decorator's; resource keys are added where the user names some.
+    """
+    function = definition.function
+    signature = _signature(function)
+    keys = {key for key in managers.values() if isinstance(key, str)} | {definition.resource_key}
+    wanted = list(signature.parameters.values())
+    takes_context = bool(wanted) and wanted[0].name.strip("_") in {"context", ""}
+    own_config = "config" in signature.parameters
+
+    def compute(*given: Any, **named: Any) -> Iterator[Any]:
+        context = given[0] if given else named.pop("context")
+        config = named.get("config")
+        if config is not None and not own_config:
+            del named["config"]
+        for key in keys - signature.parameters.keys():
+            named.pop(key, None)
+        if takes_context:
+            named[wanted[0].name] = _as_annotated(context, wanted[0].annotation)
+        again = (
+            config.again() if isinstance(config, SharePointConfig) else SharePointConfig().again()
+        )
+        foreign = [name for name, key in managers.items() if not _is_ours(context, key)]
+        return run(context, definition, again, foreign, named)
+
+    parameters = [
+        inspect.Parameter(
+            "context",
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            annotation=dg.AssetExecutionContext,
+        ),
+        *(each for each in wanted[takes_context:] if each.name not in {"files", "config"}),
+    ]
+    if own_config or arguments.get("config_schema") is None:
+        config_class = _config_class(signature.parameters.get("config"))
+        parameters.append(_keyword("config", config_class))
+    if arguments.get("required_resource_keys"):
+        arguments["required_resource_keys"] = {*arguments["required_resource_keys"], *keys}
+    else:
+        taken = {each.name for each in parameters}
+        parameters += [_keyword(key, RESOURCE) for key in sorted(keys - taken)]
+    compute.__name__ = function.__name__
+    compute.__qualname__ = function.__qualname__
+    compute.__doc__ = function.__doc__
+    compute.__module__ = function.__module__
+    compute.__signature__ = signature.replace(  # type: ignore[attr-defined]  # what inspect reads
+        parameters=parameters, return_annotation=inspect.Signature.empty
+    )
+    compute.sharepoint = definition  # type: ignore[attr-defined]  # what the sensor looks for
+    return compute
+
+
+def _keyword(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation)
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature with its annotations evaluated, where they can be."""
+    signature = inspect.signature(function)
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except NameError:
+        # A name that is imported for type checkers alone; Dagster needs those of inputs only.
+        hints = {}
+    parameters = [
+        each.replace(
+            annotation=hints.get(
+                name,
+                inspect.Parameter.empty if isinstance(each.annotation, str) else each.annotation,
+            )
+        )
+        for name, each in signature.parameters.items()
+    ]
+    return signature.replace(parameters=parameters)
+
+
+def _config_class(own: inspect.Parameter | None) -> type[SharePointConfig]:
+    """Return the class of the run's config: the user's, with the fields of ours."""
+    annotation = own.annotation if own is not None else SharePointConfig
+    if inspect.isclass(annotation) and issubclass(annotation, SharePointConfig):
+        return annotation
+    if inspect.isclass(annotation) and issubclass(annotation, dg.Config):
+        bases = (annotation, SharePointConfig)
+        return type(annotation.__name__, bases, {"__module__": annotation.__module__})
+    raise ConfigurationError(
+        f"config is annotated {annotation!r}; expected a subclass of dagster.Config."
+    )
+
+
+def _as_annotated(context: dg.AssetExecutionContext, annotation: Any) -> Any:
+    return context.op_execution_context if annotation is dg.OpExecutionContext else context
+
+
+def _is_ours(context: dg.AssetExecutionContext, manager: Any) -> bool:
+    if isinstance(manager, str):
+        manager = getattr(context.resources, manager)
+    return isinstance(manager, PostgresIOManager)
+
+
+def _with_seen_type(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Let a type that is checked see the value, and not what it travels in."""
+    inner = arguments.get("dagster_type")
+    if inner is None:
+        return dict(arguments)
+
+    def check(context: dg.TypeCheckContext, value: object) -> Any:
+        return inner.type_check(context, value.value if isinstance(value, Transacted) else value)
+
+    seen = dg.DagsterType(check, name=inner.display_name, typing_type=Any)
+    return {**arguments, "dagster_type": seen}
