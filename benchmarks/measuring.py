@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, final
 
 import psycopg
+import pyarrow as pa
 
 from dagster_tools.embedded import Binaries, Server
 from dagster_tools.postgres_io_manager import PostgresIOManager, PostgresResource
@@ -145,6 +148,32 @@ def timed(action: Callable[[], object]) -> float:
     began = time.perf_counter()
     action()
     return time.perf_counter() - began
+
+
+@final
+class Peak:
+    """The highest resident set of the block, above the one at its beginning."""
+
+    def __enter__(self) -> Peak:
+        gc.collect()
+        pa.default_memory_pool().release_unused()
+        Path("/proc/self/clear_refs").write_text("5")  # starts the kernel's peak anew
+        self.before, self.began = _status("VmRSS"), time.perf_counter()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.seconds = time.perf_counter() - self.began
+        self.megabytes = (_status("VmHWM") - self.before) / 1e6
+
+    def __str__(self) -> str:
+        return f"in {self.seconds:5.1f} s, peak {self.megabytes:4.0f} MB"
+
+
+def _status(key: str) -> int:
+    """Return a line of /proc/self/status in bytes (man 5 proc)."""
+    found = re.search(rf"^{key}:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
 
 
 def load() -> str:

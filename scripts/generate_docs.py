@@ -20,10 +20,11 @@ from typing import Any
 
 import dagster as dg
 import pandas as pd
+import polars as pl
 import pyarrow as pa
 
 import dagster_tools
-from dagster_tools import frames
+from dagster_tools import frames, geoarrow, sharepoint_asset
 from dagster_tools.errors import DagsterToolsError, SchemaConflict
 from dagster_tools.postgres.column_types import (
     ALIASES,
@@ -37,6 +38,7 @@ from dagster_tools.postgres.evolution import WIDENINGS
 from dagster_tools.postgres.options import INPUT_KEYS, OUTPUT_KEYS
 from dagster_tools.postgres.projection import NATIVE, decoded_schema, empty_columns
 from dagster_tools.postgres.wire import fit
+from dagster_tools.sharepoint import SharePointFile
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 TYPES = DOCS / "types.md"
@@ -58,6 +60,7 @@ def generated_pages() -> dict[Path, str]:
         REFERENCE / "index.md": index_page(modules),
         REFERENCE / "options.md": options_page(),
         **{REFERENCE / f"{name}.md": module_page(name, modules[name]) for name in modules},
+        REFERENCE / "sharepoint_asset.md": sharepoint_page(),
     }
 
 
@@ -80,13 +83,20 @@ def declared_words() -> str:
 def inferred_from_pandas() -> str:
     """Return what pandas columns become where nobody declared a type."""
     samples = {name: pd.Series(values, dtype=dtype) for name, dtype, values in PANDAS_SAMPLES}
-    return inferred("pandas", {name: infer_values(samples[name]) for name in samples})
+    frames_of = {name: pd.DataFrame({"column": samples[name]}) for name in samples}
+    return inferred("pandas", {name: infer_frame(frames_of[name]) for name in samples})
+
+
+def inferred_from_polars() -> str:
+    """Return what Polars columns become where nobody declared a type."""
+    frames_of = {code(dtype): pl.DataFrame(schema={"column": dtype}) for dtype in POLARS_TYPES}
+    return inferred("Polars", {name: infer_frame(frame) for name, frame in frames_of.items()})
 
 
 def inferred_from_arrow() -> str:
     """Return what Arrow columns become where nobody declared a type."""
     types = {arrow_label(type_): infer(pa.field("column", type_)) for type_ in ARROW_TYPES}
-    return inferred("Arrow", {source: code(types[source]) for source in types})
+    return inferred("Arrow", {source: str(types[source]) for source in types})
 
 
 def accepted() -> str:
@@ -107,10 +117,22 @@ def loaded() -> str:
     for name in (*NATIVE, *extra):
         full, gaps = (load_sample(name, pd.DataFrame, with_null=null) for null in (False, True))
         full, gaps = describe(full), describe(gaps)
-        arrow = load_sample(name, pa.Table, with_null=False).schema.field(0).type
         shown = full if full == gaps else f"{full}; with NULL {gaps}"
-        rows.append([label(name), shown, arrow_label(arrow)])
-    return table(["column", "pandas", "Arrow"], rows)
+        rows.append([label(name), shown, loaded_as("Polars", name), loaded_as("Arrow", name)])
+    return table(["column", "pandas", "Polars", "Arrow"], rows)
+
+
+def loaded_as(library: str, name: str) -> str:
+    """Return what a library has for a column of this type."""
+    match library:
+        case "pandas":
+            return describe(load_sample(name, pd.DataFrame, with_null=False))
+        case "Polars":
+            return code(load_sample(name, pl.DataFrame, with_null=False)["column"].dtype)
+        case _:
+            arrow = load_sample(name, pa.Table, with_null=False).schema.field(0)
+            is_geometry = geoarrow.is_geometry(arrow)
+            return code("geoarrow.wkb") if is_geometry else arrow_label(arrow.type)
 
 
 def widenings() -> str:
@@ -122,6 +144,7 @@ def widenings() -> str:
 SECTIONS: Mapping[str, Callable[[], str]] = {
     "declared words": declared_words,
     "inferred from pandas": inferred_from_pandas,
+    "inferred from Polars": inferred_from_polars,
     "inferred from Arrow": inferred_from_arrow,
     "accepted": accepted,
     "loaded": loaded,
@@ -156,6 +179,17 @@ PANDAS_SAMPLES: Sequence[tuple[str, str | None, list[Any]]] = (
     ("`complex128`", None, [1j]),
 )
 """What a page calls a column, its dtype where that is not what pandas makes of the values."""
+
+POLARS_TYPES: Sequence[Any] = (
+    pl.Boolean(),
+    *(pl.Int8(), pl.Int16(), pl.UInt8(), pl.Int32(), pl.UInt16()),
+    *(pl.Int64(), pl.UInt32(), pl.UInt64(), pl.Int128()),
+    *(pl.Float32(), pl.Float64(), pl.Decimal(12, 2)),
+    *(pl.String(), pl.Categorical(), pl.Enum(["a", "b"]), pl.Null(), pl.Binary()),
+    *(pl.Date(), pl.Time(), pl.Datetime("us"), pl.Datetime("us", "UTC"), pl.Duration("us")),
+    *(pl.List(pl.String()), pl.List(pl.Int64()), pl.Array(pl.Int64(), 2)),
+    *(pl.Struct({"a": pl.Int64()}), pl.List(pl.List(pl.Int64()))),
+)
 
 ARROW_TYPES: Sequence[pa.DataType] = (
     pa.bool_(),
@@ -199,7 +233,7 @@ EXAMPLES: Mapping[pa.DataType, Any] = {
     pa.int64(): 1,
     pa.float32(): 1.5,
     pa.float64(): 1.5,
-    pa.string(): "1.5",
+    pa.string(): "1",
     pa.binary(): b"a",
     pa.date32(): dt.date(2024, 6, 1),
     pa.time64("us"): dt.time(12),
@@ -210,8 +244,50 @@ EXAMPLES: Mapping[pa.DataType, Any] = {
     pa.json_(): '{"key": 1}',
     pa.list_(pa.string()): ["1.5"],
     pa.list_(pa.int32()): [1],
+    pa.list_(pa.int64()): [1],
 }
 """A value as it arrives, for each Arrow type that does."""
+
+LOST: Mapping[str, Mapping[str, str]] = {
+    "pandas": {
+        "smallint": "that `int8` was narrower, and `uint8` unsigned",
+        "integer": "that `uint16` was unsigned",
+        "bigint": "that `uint32` was unsigned; nullable without a NULL",
+        "numeric(20,0)": "the dtype",
+        "real": "that `float16` was narrower",
+        "text": "categories",
+        "timestamp without time zone": "the unit; nanoseconds are refused",
+        "timestamp with time zone": "the zone, but not the instant",
+        "interval": "the unit; nanoseconds are refused",
+        "numeric": "nothing but trailing zeros that other rows do not have",
+        "jsonb": "the order of keys",
+    },
+    "Polars": {
+        "smallint": "that `Int8` was narrower, and `UInt8` unsigned",
+        "integer": "that `UInt16` was unsigned",
+        "bigint": "that `UInt32` was unsigned",
+        "numeric(20,0)": "the dtype",
+        "numeric": "the dtype, unless the column is declared, such as `numeric(12,2)`",
+        "text": "categories",
+        "timestamp with time zone": "the zone, but not the instant",
+        "jsonb": "the dtype, and the order of fields",
+        "bigint[]": "the width of an `Array`",
+    },
+    "Arrow": {
+        "smallint": "that `int8` was narrower, and `uint8` unsigned",
+        "integer": "that `uint16` was unsigned",
+        "bigint": "that `uint32` was unsigned",
+        "numeric(20,0)": "the type",
+        "numeric": "precision and scale, unless the column is declared",
+        "real": "that `halffloat` was narrower",
+        "text": "the layout, a dictionary",
+        "bytea": "the layout, a fixed size",
+        "timestamp without time zone": "the unit; nanoseconds are refused",
+        "timestamp with time zone": "the zone, but not the instant",
+        "jsonb": "the type, and the order of fields",
+    },
+}
+"""What does not come back, by library and column."""
 
 
 def inferred(library: str, types: Mapping[str, str]) -> str:
@@ -219,17 +295,25 @@ def inferred(library: str, types: Mapping[str, str]) -> str:
     sources: dict[str, list[str]] = {}
     for source, target in types.items():
         sources.setdefault(target, []).append(source)
-    return table(
-        [library, "PostgreSQL"], [[", ".join(sources[target]), target] for target in sources]
-    )
+    rows = [
+        [", ".join(sources[target]), code(target), loaded_as(library, target),
+         LOST[library].get(target, "")]
+        if target != REFUSED
+        else [", ".join(sources[target]), REFUSED, "", ""]
+        for target in sources
+    ]  # fmt: skip
+    return table([library, "PostgreSQL", "loaded again as", "what does not come back"], rows)
 
 
-def infer_values(values: pd.Series[Any]) -> str:
-    """Return the type a pandas column becomes, or that it is refused."""
+REFUSED = "none: refused"
+
+
+def infer_frame(frame: object) -> str:
+    """Return the type that the only column of a frame becomes, or that it is refused."""
     try:
-        return code(infer(frames.to_arrow(pd.DataFrame({"column": values})).schema.field(0)))
+        return str(infer(frames.to_arrow(frame).schema.field(0)))
     except DagsterToolsError:
-        return "none: refused"
+        return REFUSED
 
 
 def takes(target: PgType, type_: pa.DataType) -> bool:
@@ -247,7 +331,8 @@ def load_sample(name: str, as_type: type, *, with_null: bool) -> Any:
     """Build a frame of one column, the way a table's is loaded."""
     columns = empty_columns([Column("column", parse_type(name))], None)
     schema = decoded_schema(columns)
-    values = [EXAMPLES[schema.field(0).type], *([None] if with_null else [])]
+    example = POINT if geoarrow.is_geometry(schema.field(0)) else EXAMPLES[schema.field(0).type]
+    values = [example, *([None] if with_null else [])]
     storage = getattr(schema.field(0).type, "storage_type", schema.field(0).type)
     array = pa.array(values, storage)
     if isinstance(schema.field(0).type, pa.BaseExtensionType):
@@ -256,12 +341,18 @@ def load_sample(name: str, as_type: type, *, with_null: bool) -> Any:
     return frames.from_arrow(pa.RecordBatchReader.from_batches(schema, [batch]), as_type)
 
 
+POINT = bytes.fromhex("0101000000000000000000f03f0000000000000040")
+"""POINT (1 2) in WKB."""
+
+
 def describe(frame: pd.DataFrame) -> str:
     """Return a column's dtype, or the class of its objects."""
     column = frame["column"]
     if column.dtype != object:
         return code(column.dtype)
     value = column.iloc[0]
+    if type(value).__module__.startswith("shapely"):
+        return f"{code('shapely')} objects"
     inside = f" of {code(type(value[0]).__qualname__)}" if isinstance(value, list) else ""
     cls = type(value)
     module = "" if cls.__module__ == "builtins" else f"{cls.__module__}."
@@ -346,7 +437,7 @@ Options are metadata. They stand in one of three places:
 
 - *output*: in the metadata of an asset, of an `AssetOut` or of an `Out`; or at run time in
   `dg.Output(…, metadata=…)` and `context.add_output_metadata(…)`, which win.
-- *input*: in the metadata of an `AssetIn` or an `In`.
+- *input*: in the metadata of an `AssetIn` or an `In`; in a multi-asset of specs, of an `AssetDep`.
 - *consumer*: in the metadata of the asset that loads, for all its inputs that do not say otherwise.
 """
 
@@ -396,7 +487,8 @@ def public_names() -> dict[str, list[str]]:
 
 ABOUT_NAMES = """\
 All of this can be imported from `dagster_tools`. What may stand in an asset's metadata is on the
-page of [options](options.md).
+page of [options](options.md). What makes assets of SharePoint files has
+[a module of its own](sharepoint_asset.md).
 """
 
 
@@ -423,6 +515,21 @@ def module_page(module: str, names: Sequence[str]) -> str:
         lines += rendered(inspect.getdoc(import_module(f"dagster_tools.{module}")))
     for name in names:
         lines += class_section(getattr(dagster_tools, name))
+    return "\n".join(lines)
+
+
+def sharepoint_page() -> str:
+    """Return the page of what comes from `dagster_tools.sharepoint_asset`, and of a file."""
+    lines = heading("`dagster_tools.sharepoint_asset`")
+    lines += rendered(inspect.getdoc(sharepoint_asset))
+    members = {name: getattr(sharepoint_asset, name) for name in sharepoint_asset.__all__}
+    for name, member in members.items():
+        if inspect.isclass(member):
+            lines += class_section(member)
+        else:
+            lines += [f"## {name}\n", *fenced(signature(name, member))]
+            lines += rendered(inspect.getdoc(member))
+    lines += class_section(SharePointFile)
     return "\n".join(lines)
 
 
@@ -473,7 +580,9 @@ def fields_table(cls: Any, arguments: Mapping[str, str]) -> str:
     rows = []
     for name, field in cls.model_fields.items():
         needed = field.is_required()  # of a resource dependency, which has no class default
-        kind = "PostgresResource | None" if needed else annotation(field.annotation)
+        kind = annotation(field.annotation)
+        if needed:
+            kind = "Any" if name == "credential" else "PostgresResource | None"
         default = None if needed else field.default
         meaning = field.description or arguments[name]
         rows.append([code(field.alias or name), code(kind), code(repr(default)), meaning])

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from dagster_tools.cli import main
-from dagster_tools.sql import IncrementalDataFrame
+from dagster_tools.sql import Batch, Batches, IncrementalDataFrame
 from tests.pipelines import load, manager_for, materialize, query, store
 
 UPSERT = {"primary_key": "id", "incremental": True}
@@ -170,6 +170,8 @@ def test_doctor_repairs_the_tracking_of_a_second_role(database, io_manager, shel
         store(manager, pd.DataFrame({"id": [1], "v": "a"}), key=key, **UPSERT)
     store(manager, IncrementalDataFrame(pd.DataFrame({"id": [2], "v": "b"})),
           key=["theirs", "numbers"], **UPSERT)  # fmt: skip
+    batch = Batch(pd.DataFrame({"id": [1]}), high_watermark=1)
+    store(manager, Batches(lambda _mark: [batch]), key=["theirs", "loaded"])
     assert sorted(load(manager, key=["theirs", "numbers"])["id"]) == [1, 2]
 
 
@@ -186,3 +188,140 @@ def test_a_connection_that_fails_shows_no_password(capsys):
     printed = capsys.readouterr().err
     assert "127.0.0.1" in printed
     assert "S3cr3t" not in printed
+
+
+# --- high watermarks ------------------------------------------------------------------------
+
+
+def load_days(io_manager, *days, key="numbers", fail=False, **partition):
+    """Load one row a day in batches, and note where the source was asked to begin."""
+    begins = []
+
+    def source(high_watermark):
+        begins.append(high_watermark)
+        for day in days:
+            yield Batch([{"day": day}], high_watermark=day)
+        if fail:
+            raise RuntimeError("cut off")
+
+    asset = dg.asset(lambda: Batches(source), name=key, **partition)
+    materialize(asset, io_manager, raise_on_error=False, **KEYS.get(bool(partition), {}))
+    return begins
+
+
+KEYS = {True: {"partition_key": "a"}}
+PARTITIONED = {"partitions_def": dg.StaticPartitionsDefinition(["a", "b"])}
+
+
+def test_watermark_shows_how_far_an_asset_has_come(io_manager, shell):
+    load_days(io_manager, "2024-01-01", "2024-01-02")
+
+    printed = shell("watermark", "show", "numbers")
+    [found] = json.loads(shell("watermark", "show", "numbers", "--json"))
+
+    assert '"2024-01-02"' in printed
+    assert "at its end" in printed
+    assert found["high_watermark"] == "2024-01-02"
+    assert (found["partition_key"], found["finished"]) == (None, True)
+    assert found["timestamp"].startswith("20")
+
+
+def test_watermark_tells_a_run_that_was_cut_off(io_manager, shell):
+    load_days(io_manager, "2024-01-01", fail=True)
+
+    assert "cut off" in shell("watermark", "show", "numbers")
+
+
+@pytest.mark.parametrize("value", ['"2023-12-31"', "7", '[1, {"a": null}]'])
+def test_watermark_set_is_where_the_next_run_begins(io_manager, shell, value):
+    load_days(io_manager, "2024-01-01")
+
+    printed = shell("watermark", "set", "numbers", value)
+
+    assert printed.startswith("The next run of numbers begins at ")
+    assert load_days(io_manager) == [json.loads(value)]
+
+
+def test_watermark_clear_lets_the_next_run_begin_anew(io_manager, shell):
+    load_days(io_manager, "2024-01-01")
+
+    printed = shell("watermark", "clear", "numbers")
+
+    assert printed == "The next run of numbers begins anew.\n"
+    assert load_days(io_manager) == [None]
+
+
+def test_watermark_set_and_clear_print_json_when_asked(io_manager, shell):
+    load_days(io_manager, "2024-01-01")
+
+    assert json.loads(shell("watermark", "set", "numbers", "7", "--json")) == {"high_watermark": 7}
+    assert json.loads(shell("watermark", "clear", "numbers", "--json")) == {"high_watermark": None}
+
+
+def test_watermark_knows_partitions(io_manager, shell):
+    load_days(io_manager, "2024-01-01", **PARTITIONED)
+
+    shell("watermark", "set", "numbers", "5", "--partition", "a")
+
+    [found] = json.loads(shell("watermark", "show", "numbers", "--partition", "a", "--json"))
+    assert (found["partition_key"], found["high_watermark"]) == ("a", 5)
+    assert load_days(io_manager, **PARTITIONED) == [5]
+
+
+def test_watermark_may_be_set_of_an_asset_that_was_never_loaded_in_batches(io_manager, shell):
+    """So a table that was filled otherwise is gone on with from there."""
+    store(io_manager, pd.DataFrame({"day": ["2024-01-01"]}))
+
+    shell("watermark", "set", "numbers", '"2024-01-01"')
+
+    assert load_days(io_manager) == ["2024-01-01"]
+
+
+@pytest.mark.parametrize("action", [["show"], ["set", "7"], ["clear"]], ids=lambda a: a[0])
+@pytest.mark.parametrize("asset", ["nope", "a/nope"])
+def test_an_asset_without_a_high_watermark_is_named(io_manager, shell, action, asset):
+    store(io_manager, pd.DataFrame({"n": [1]}))
+
+    printed = " ".join(shell("watermark", action[0], asset, *action[1:], code=1).split())
+
+    assert f"Asset {asset} was never" in printed
+    assert "a/b" in printed
+
+
+@pytest.mark.parametrize("action", [["show"], ["set", "7"], ["clear"]], ids=lambda a: a[0])
+def test_a_partition_that_was_never_loaded_is_named(io_manager, shell, action):
+    load_days(io_manager, "2024-01-01", **PARTITIONED)
+
+    arguments = [action[0], "numbers", *action[1:], "--partition", "b"]
+    printed = " ".join(shell("watermark", *arguments, code=1).split())
+
+    assert "Asset numbers, partition b, was never" in printed
+
+
+@pytest.mark.parametrize("action", [["show"], ["set", "7"], ["clear"]], ids=lambda a: a[0])
+def test_a_database_that_no_batches_were_loaded_into_is_named(database, io_manager, shell, action):
+    printed = " ".join(shell("watermark", action[0], "numbers", *action[1:], code=1).split())
+    store(io_manager, pd.DataFrame({"n": [1]}))
+    with database.connect() as connection:
+        connection.execute("DROP TABLE meta.watermarks")
+    from_an_older_version = " ".join(
+        shell("watermark", action[0], "numbers", *action[1:], code=1).split()
+    )
+
+    assert f"numbers was never loaded in batches into {database.dbname}" in printed
+    assert f"numbers was never loaded in batches into {database.dbname}" in from_an_older_version
+
+
+def test_text_without_quotes_is_refused_with_how_to_write_it(shell, capsys):
+    with pytest.raises(SystemExit):
+        shell("watermark", "set", "numbers", "2024-01-01")
+
+    printed = capsys.readouterr().err
+    assert "is not JSON" in printed
+    assert "'\"2024-01-01\"'" in printed
+
+
+def test_long_high_watermarks_fit_eighty_columns(io_manager, shell):
+    load_days(io_manager, "x" * 200)
+
+    assert max(map(len, shell("watermark", "show", "numbers").splitlines())) <= 80

@@ -81,6 +81,18 @@ def test_every_month_is_stored_whole_and_what_was_computed_from_it(demo, databas
     ]
 
 
+def test_the_airports_come_back_as_geometry_and_the_demo_tells_its_storage(
+    demo, connection, capsys
+):
+    demo.materialize(demo.airports)
+
+    demo.map_airports(connection)
+
+    told = capsys.readouterr().out
+    assert "1,458 points in EPSG:4326" in told
+    assert "stored as          EWKB in bytea" in told
+
+
 def test_a_month_that_is_repeated_is_replaced_and_no_other(demo, database, connection):
     demo.load_months(connection, ["2013-01", "2013-02"])
     connection.execute("UPDATE nyc.flights SET distance = -month WHERE day = 3")
@@ -143,6 +155,7 @@ def test_the_ui_knows_the_assets_stops_when_asked_and_keeps_the_tables(folder):
     assert assets == {
         "airlines",
         "airports",
+        "airports_map",
         "carrier_league",
         "daily_delays",
         "flights",
@@ -153,6 +166,16 @@ def test_the_ui_knows_the_assets_stops_when_asked_and_keeps_the_tables(folder):
         psycopg.connect(database_url)
     with Server(folder / "postgres") as server, psycopg.connect(server.url) as connection:
         assert connection.execute("SELECT answer FROM kept").fetchone() == ("yes",)
+
+
+def test_the_sharepoint_demo_ends_well():
+    script = FLIGHTS.parent / "sharepoint" / "run.py"
+
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("The sensor asked for 1 run(s)") == 4
+    assert "Graph got 1 requests" in done.stdout
 
 
 @contextmanager

@@ -32,7 +32,7 @@ EXECUTING: Executing = {
     "SQL": (0, "obj"),
 }
 
-RENDERED = {"as_sql": {"str(self)", "self.text"}}
+RENDERED = {"as_sql": {"plain._unqualified", "self.text"}}
 """Where text that is no literal becomes SQL on purpose: functions, and the expressions there.
 
 A type's name, which the grammar let through, and a user's own statement, which an SQL output

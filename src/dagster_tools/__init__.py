@@ -17,13 +17,30 @@ if TYPE_CHECKING:
         SchemaConflict,
         UnsupportedFrame,
     )
-    from dagster_tools.postgres_io_manager import PostgresIOManager, PostgresResource
-    from dagster_tools.sql import SQL, And, Eq, IncrementalDataFrame, Or, Query, Relation
+    from dagster_tools.postgres_io_manager import (
+        BatchesConfig,
+        PostgresIOManager,
+        PostgresResource,
+    )
+    from dagster_tools.sql import (
+        SQL,
+        And,
+        Batch,
+        Batches,
+        Eq,
+        IncrementalDataFrame,
+        Or,
+        Query,
+        Relation,
+    )
 
 __all__ = [
     "SQL",
     "And",
     "BadValue",
+    "Batch",
+    "Batches",
+    "BatchesConfig",
     "ConfigurationError",
     "DagsterToolsError",
     "DatabaseError",
@@ -43,6 +60,9 @@ __all__ = [
 
 _HOMES = {
     "And": "sql",
+    "Batch": "sql",
+    "Batches": "sql",
+    "BatchesConfig": "postgres_io_manager",
     "Eq": "sql",
     "IncrementalDataFrame": "sql",
     "Or": "sql",

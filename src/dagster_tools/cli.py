@@ -1,16 +1,20 @@
-"""`dagster-tools`: lineage, pruning and a check-up, from the shell."""
+"""`dagster-tools`: lineage, pruning, high watermarks, SharePoint and check-ups, from the shell."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import dataclasses
 import datetime as dt
 import json
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
 from contextlib import closing
+from typing import Any
 
+from dagster_tools import json_text
 from dagster_tools.errors import ConfigurationError, DagsterToolsError
 from dagster_tools.postgres.connection import (
     Connection,
@@ -19,9 +23,11 @@ from dagster_tools.postgres.connection import (
     url_settings,
 )
 from dagster_tools.postgres.doctor import examine
+from dagster_tools.postgres.feed import FeedTables
 from dagster_tools.postgres.lineage import fetch_lineage, fetch_prunable, prune
 from dagster_tools.postgres.names import Table
 from dagster_tools.postgres.tracking import Tracking
+from dagster_tools.postgres.watermarks import fetch_watermarks, set_watermark
 
 __all__ = ["main"]
 
@@ -32,10 +38,14 @@ MARKS = {"ok": "ok  ", "note": "note", "bad": "BAD "}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the process's exit code: 1 where something is wrong."""
     options = _parser().parse_args(arguments)
+    code: int
     try:
+        if options.asks_no_database:
+            code = options.command(options)
+            return code
         settings = url_settings(options.url) if options.url else ConnectionSettings()
         with closing(connect(settings)) as connection:
-            code: int = options.command(connection, Tracking(options.tracking_schema), options)
+            code = options.command(connection, Tracking(options.tracking_schema), options)
             return code
     except DagsterToolsError as error:
         print(textwrap.fill(f"dagster-tools: {error}", WIDTH), file=sys.stderr)
@@ -50,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dagster-tools", description="Look after Dagster assets that PostgreSQL keeps."
     )
+    parser.set_defaults(asks_no_database=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     lineage = commands.add_parser(
@@ -65,12 +76,67 @@ def _parser() -> argparse.ArgumentParser:
     pruning.add_argument("--yes", action="store_true", help="do it; without it only show")
     pruning.set_defaults(command=_prune)
 
+    watermark = commands.add_parser(
+        "watermark", help="how far an asset that is loaded in batches has come"
+    )
+    actions = watermark.add_subparsers(required=True, metavar="ACTION")
+    asset = argparse.ArgumentParser(add_help=False, parents=[common])
+    asset.add_argument("asset", metavar="ASSET", help="its key, as Dagster shows it: a/b")
+    asset.add_argument("--partition", help="its partition key, where it has partitions")
+    showing = actions.add_parser("show", parents=[asset], help="of each of its partitions")
+    showing.set_defaults(command=_show_watermarks)
+    setting = actions.add_parser("set", parents=[asset], help="where the next run begins")
+    setting.add_argument("value", metavar="JSON", type=_json, help="such as 7 or '\"2024-01-01\"'")
+    setting.set_defaults(command=_set_watermark)
+    clearing = actions.add_parser("clear", parents=[asset], help="the next run begins anew")
+    clearing.set_defaults(command=_set_watermark, value=None)
+
     doctor = commands.add_parser(
         "doctor", parents=[common], help="what works, and what to do about what does not"
     )
     doctor.add_argument("--schema", default="public", help="where assets go; default: public")
     doctor.set_defaults(command=_doctor)
+    _add_sharepoint(commands, common)
     return parser
+
+
+def _add_sharepoint(commands: Any, common: argparse.ArgumentParser) -> None:
+    sharepoint = commands.add_parser(
+        "sharepoint", help="whether SharePoint can be reached, and what its assets have"
+    )
+    actions = sharepoint.add_subparsers(required=True, metavar="ACTION")
+
+    check = actions.add_parser(
+        "check",
+        help="sign in, find site, library and folder, ask for changes, download a file",
+        description="The app signs in by azure-identity's variables: AZURE_TENANT_ID, "
+        "AZURE_CLIENT_ID and AZURE_CLIENT_SECRET or AZURE_CLIENT_CERTIFICATE_PATH (with "
+        "AZURE_CLIENT_CERTIFICATE_PASSWORD). Without secret and certificate it is the machine's "
+        "managed identity.",
+    )
+    check.add_argument("site", metavar="SITE", help="its URL, its path (/sites/lab) or its name")
+    check.add_argument("--library", help="default: the site's default library")
+    check.add_argument("--folder", default="/", help="default: /")
+    check.add_argument("--hostname", help="the tenant's, such as contoso.sharepoint.com")
+    check.add_argument("--cloud", default="public", help="public, us-government, us-dod, china")
+    check.add_argument("--authority", help="where to sign in, if not at the cloud's own")
+    check.add_argument("--graph", help="where Microsoft Graph is, if not at the cloud's own")
+    check.add_argument("--ca-file", help="authorities to trust instead of the system's, in PEM")
+    check.add_argument("--json", action="store_true", help="print JSON instead of text")
+    check.set_defaults(command=_check_sharepoint, asks_no_database=True)
+
+    status = actions.add_parser(
+        "status", parents=[common], help="of each asset: pending, delivered and failed files"
+    )
+    status.set_defaults(command=_sharepoint_status)
+
+    reset = actions.add_parser(
+        "reset", parents=[common], help="deliver all files again, or list a library anew"
+    )
+    what = reset.add_mutually_exclusive_group(required=True)
+    what.add_argument("--asset", metavar="KEY", help="every file is delivered to it again")
+    what.add_argument("--library", metavar="URL", help="everything in it is listed anew")
+    reset.set_defaults(command=_reset_sharepoint)
 
 
 def _lineage(connection: Connection, tracking: Tracking, options: argparse.Namespace) -> int:
@@ -120,8 +186,123 @@ def _prune(connection: Connection, tracking: Tracking, options: argparse.Namespa
     return 0
 
 
+def _show_watermarks(
+    connection: Connection, tracking: Tracking, options: argparse.Namespace
+) -> int:
+    found = fetch_watermarks(connection, tracking, options.asset, options.partition)
+    if options.json:
+        return _print_json(
+            [
+                dataclasses.asdict(item) | {"high_watermark": _loaded_json(item.high_watermark)}
+                for item in found
+            ]
+        )
+    _print_table(
+        ("partition", "high watermark", "last batch", "source"),
+        [
+            (
+                item.partition_key or "",
+                item.high_watermark or "(none)",
+                f"{item.timestamp:%Y-%m-%d %H:%M}" if item.timestamp else "",
+                "at its end" if item.finished else "cut off",
+            )
+            for item in found
+        ],
+    )
+    return 0
+
+
+def _set_watermark(connection: Connection, tracking: Tracking, options: argparse.Namespace) -> int:
+    set_watermark(connection, tracking, options.asset, options.partition, options.value)
+    if options.json:
+        return _print_json({"high_watermark": _loaded_json(options.value)})
+    begins = "anew" if options.value is None else f"at {options.value}"
+    print(f"The next run of {options.asset} begins {begins}.")
+    return 0
+
+
 def _doctor(connection: Connection, tracking: Tracking, options: argparse.Namespace) -> int:
-    findings = examine(connection, tracking, options.schema)
+    return _print_findings(examine(connection, tracking, options.schema), options)
+
+
+def _check_sharepoint(options: argparse.Namespace) -> int:
+    from dagster_tools.sharepoint import Watch, checkup
+    from dagster_tools.sharepoint_resource import SharePointResource
+
+    secret = os.environ.get("AZURE_CLIENT_SECRET")
+    certificate = os.environ.get("AZURE_CLIENT_CERTIFICATE_PATH")
+    resource = SharePointResource(
+        tenant=os.environ.get("AZURE_TENANT_ID"),
+        client_id=os.environ.get("AZURE_CLIENT_ID"),
+        client_secret=secret,
+        certificate=None if secret else certificate,
+        certificate_password=os.environ.get("AZURE_CLIENT_CERTIFICATE_PASSWORD"),
+        managed_identity=not (secret or certificate),
+        cloud=options.cloud,
+        authority=options.authority,
+        graph=options.graph,
+        hostname=options.hostname,
+        ca_file=options.ca_file,
+    )
+    watch = Watch(options.site, options.folder, library=options.library)
+    return _print_findings(asyncio.run(checkup.examine(resource.client(), watch)), options)
+
+
+def _sharepoint_status(
+    _connection: Connection, tracking: Tracking, options: argparse.Namespace
+) -> int:
+    found = _feed(options, tracking).status()
+    if options.json:
+        return _print_json([dataclasses.asdict(item) for item in found])
+    _print_table(
+        ("asset", "pending", "delivered", "failed", "last sync", "watches"),
+        [
+            (
+                item.asset_key,
+                _shown(item.pending),
+                _shown(item.delivered),
+                _shown(len(item.failures)),
+                f"{item.delivered_at:%Y-%m-%d %H:%M}" if item.delivered_at else "never",
+                item.watch,
+            )
+            for item in found
+        ],
+    )
+    for failure in (failure for item in found for failure in item.failures):
+        fate = "left out until it changes" if failure.quarantined else "the run failed"
+        text = f"{failure.asset_key}: {failure.path} ({fate}, attempt {failure.attempts}): "
+        print(textwrap.fill(text + failure.error, WIDTH, subsequent_indent="  "))
+    return 0
+
+
+def _reset_sharepoint(
+    _connection: Connection, tracking: Tracking, options: argparse.Namespace
+) -> int:
+    feed = _feed(options, tracking)
+    if options.asset is not None:
+        done = feed.reset_asset(options.asset)
+        subject = f"The next run of {options.asset} is handed every file."
+    else:
+        done = feed.reset_library(options.library)
+        subject = f"Everything in {options.library} is listed anew with the next run."
+    if not done:
+        raise ConfigurationError(
+            f"The SharePoint feed knows no {'asset' if options.asset else 'library'} "
+            f"{options.asset or options.library}. `dagster-tools sharepoint status` lists assets."
+        )
+    if options.json:
+        return _print_json({"reset": True})
+    print(subject)
+    return 0
+
+
+def _feed(options: argparse.Namespace, tracking: Tracking) -> FeedTables:
+    settings = url_settings(options.url) if options.url else ConnectionSettings()
+    return FeedTables(settings, tracking.schema)
+
+
+def _print_findings(findings: Sequence[Any], options: argparse.Namespace) -> int:
+    """Print what was found; return 1 where something is bad."""
     bad = any(finding.state == "bad" for finding in findings)
     if options.json:
         _print_json([dataclasses.asdict(finding) for finding in findings])
@@ -132,6 +313,20 @@ def _doctor(connection: Connection, tracking: Tracking, options: argparse.Namesp
         if finding.remedy:
             print(textwrap.indent(finding.remedy, " " * 6 + "→ "))
     return int(bad)
+
+
+def _json(text: str) -> str:
+    """Check JSON; a word that is none is most likely text whose quotes the shell took."""
+    try:
+        return json_text.dumps(json_text.loads(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not JSON ({error}). Text has quotes of its own: '\"2024-01-01\"'"
+        ) from None
+
+
+def _loaded_json(text: str | None) -> object:
+    return None if text is None else json_text.loads(text)
 
 
 def _table(text: str) -> Table:

@@ -9,6 +9,10 @@ DagsterToolsError
 ├── DatabaseError                        everything the server or the driver reports
 │   └── GrantFailed                      a privilege that could not be given
 └── SharePointError                      everything Microsoft Graph reports
+    ├── SharePointAccessDenied           the sign-in was refused, or a permission is missing
+    ├── SharePointNotFound               a site, library, folder or file that is not there
+    │   └── FileDeleted                  a file to be read was deleted
+    └── SharePointThrottled              more patience was asked for than there is
 
 Messages name assets, tables, columns and rows, never a row's values and never
 a secret: they end up in logs that more people read than the table.
@@ -23,10 +27,14 @@ __all__ = [
     "ConfigurationError",
     "DagsterToolsError",
     "DatabaseError",
+    "FileDeleted",
     "GrantFailed",
     "MaterializationNotFound",
     "SchemaConflict",
+    "SharePointAccessDenied",
     "SharePointError",
+    "SharePointNotFound",
+    "SharePointThrottled",
     "UnsupportedFrame",
 ]
 
@@ -134,4 +142,53 @@ class GrantFailed(DatabaseError):
 
 
 class SharePointError(DagsterToolsError):
-    """Microsoft Graph reported an error."""
+    """Microsoft Graph or Microsoft Entra reported an error, or could not be reached.
+
+    Args:
+        message: What was asked for and what came of it; never a token or a pre-authenticated URL.
+        status: The HTTP status, if there was an answer.
+        code: Graph's own word for the error, such as `accessDenied`.
+        request_id: What Microsoft's support asks for.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        code: str | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        self.status = status
+        self.code = code
+        self.request_id = request_id
+        super().__init__(message)
+
+    @classmethod
+    def because_of(cls, error: SharePointError, message: str) -> SharePointError:
+        """Return an error of this class with the facts of another and a message that says more."""
+        return cls(message, status=error.status, code=error.code, request_id=error.request_id)
+
+
+class SharePointAccessDenied(SharePointError):
+    """The sign-in was refused, or the app lacks a permission."""
+
+
+class SharePointNotFound(SharePointError):
+    """A site, a library, a folder or a file is not there, or not under this name alone."""
+
+
+class FileDeleted(SharePointNotFound):
+    """A file was to be read that was deleted."""
+
+
+class SharePointThrottled(SharePointError):
+    """The service asked to be left alone for longer than the client is willing to wait.
+
+    Args:
+        retry_after: Seconds it asked for.
+    """
+
+    def __init__(self, message: str, *, retry_after: float, status: int | None = None) -> None:
+        self.retry_after = retry_after
+        super().__init__(message, status=status)

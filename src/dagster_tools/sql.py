@@ -6,18 +6,47 @@ take parameters and `Relation`s: inputs that stay where they are.
 An `IncrementalDataFrame` says which of the asset's earlier rows go before its own come in.
 The rows that go are named by a small expression: `Eq`, combined with `And` and `Or`, or
 with `&` and `|`.
+
+`Batches` load a source too large for one frame or one transaction, a `Batch` at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import enum
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from types import MappingProxyType
-from typing import TypeAlias, TypeGuard
+from typing import Any, Literal, TypeAlias, TypeGuard
 
 from dagster_tools.errors import ConfigurationError
 
-__all__ = ["SQL", "And", "Delete", "Eq", "IncrementalDataFrame", "Or", "Query", "Relation"]
+__all__ = [
+    "LAST",
+    "SQL",
+    "And",
+    "Batch",
+    "Batches",
+    "Delete",
+    "Eq",
+    "IncrementalDataFrame",
+    "Or",
+    "Query",
+    "Relation",
+    "Transacted",
+]
+
+
+class _Last(enum.Enum):
+    """Of one member, so that a type checker can tell it from any other value."""
+
+    LAST = "the last high watermark"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+LAST = _Last.LAST
+"""Where `Batches` go on unless told otherwise: at the high watermark of the last batch."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +221,107 @@ class IncrementalDataFrame:
     def __repr__(self) -> str:
         # A frame shows its rows.
         return f"IncrementalDataFrame({type(self.frame).__name__}, delete={self.delete!r})"
+
+
+@dataclass(frozen=True, eq=False)
+class Transacted:
+    """A value, and a function that runs in the transaction which writes it.
+
+    Args:
+        value: Anything an asset may return but `Batches`. With None nothing is written, and the
+            function runs all the same.
+        before_commit: Called with the psycopg connection when the rows are there. What it raises
+            undoes them.
+        partial: Why the rows are not all there are, so that they must not replace the earlier
+            ones; None where they are.
+    """
+
+    value: object
+    before_commit: Callable[[Any], object]
+    partial: str | None = None
+
+    def __repr__(self) -> str:
+        # A frame shows its rows.
+        return f"Transacted({type(self.value).__name__})"
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A part of a source: its rows become visible together, and with them its high watermark.
+
+    Args:
+        data: Any frame; or an iterable, such as a generator, of tuples (in the order of the
+            asset's `columns`), dicts, or instances of a dataclass. An `IncrementalDataFrame`
+            around any of these says which earlier rows go before. For the assets of a
+            multi-asset a dict: name of the output to its data.
+        high_watermark: How far the source is loaded once this batch is, as a JSON value; dates
+            and datetimes become ISO text. A function is called when the rows have been sent.
+            None leaves it where it is.
+        metadata: Whatever `before_visible` needs to know.
+    """
+
+    data: object
+    high_watermark: object = None
+    metadata: Any = None
+
+    def __repr__(self) -> str:
+        # A frame shows its rows.
+        return f"Batch({type(self.data).__name__})"
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """A source that is loaded in parts, and where loading goes on in the next run.
+
+    Each batch is committed by itself, together with its high watermark. A run that fails leaves
+    the batches before, and the next begins where they ended.
+
+    Rows are added to those there are; of an `incremental` asset with a `primary_key` they are
+    upserted.
+
+    Args:
+        function: Called with the last high watermark, None at first; yields each `Batch`.
+        delete: "before_first_batch" replaces what is there by the first batch, in one
+            transaction. Where the last run was cut off and this one goes on from its high
+            watermark, what that run loaded stays.
+        on_duplicate: What becomes of rows of one batch that have the same primary key: "error",
+            or the "last" one counts, of an incremental asset.
+        before_visible: Called in each batch's transaction when its rows are there, with the
+            psycopg connection, the table (its `schema` and `name`; for a multi-asset a dict of
+            them by output) and the batch's metadata. What it raises undoes the batch.
+        start: The high watermark to begin with instead of the last; None begins anew.
+
+    Example:
+        >>> def orders(high_watermark):
+        ...     for day in ["2024-01-01", "2024-01-02"]:
+        ...         if high_watermark is None or day > high_watermark:
+        ...             yield Batch([(day, 1)], high_watermark=day)
+        >>> Batches(orders)
+        Batches(orders)
+    """
+
+    function: Callable[[Any], Iterable[Batch]]
+    _: KW_ONLY
+    delete: Literal["before_first_batch"] | None = None
+    on_duplicate: Literal["error", "last"] = "error"
+    before_visible: Callable[[Any, Any, Any], object] | None = None
+    start: object = LAST
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise ConfigurationError(
+                f"Batches takes a function of the high watermark, and got a "
+                f"{type(self.function).__name__}."
+            )
+        if self.delete not in (None, "before_first_batch"):
+            raise ConfigurationError(f"delete is {self.delete!r}; expected 'before_first_batch'.")
+        if self.on_duplicate not in ("error", "last"):
+            raise ConfigurationError(
+                f"on_duplicate is {self.on_duplicate!r}; expected 'error' or 'last'."
+            )
+
+    def __repr__(self) -> str:
+        return f"Batches({getattr(self.function, '__name__', 'function')})"
 
 
 def _operands(kind: str, operands: tuple[Delete, ...]) -> tuple[Delete, ...]:
