@@ -92,7 +92,9 @@ def fetch_catalog(connection: Asked, table: Table, tracking_schema: str) -> Cata
     with translated(f"looking {table} up"):
         names = [table.schema, table.name, tracking_schema]
         [(found,)] = connection.execute(_QUERY, names).fetchall()
-    geometry = _checked_geometry(found["checks"] or ())
+    # None is one that another session drops at this moment.
+    checks = tuple(check for check in found["checks"] or () if check is not None)
+    geometry = _checked_geometry(checks)
     columns = tuple(
         _column(item, found["postgis"], geometry.get(item["name"]))
         for item in found["columns"] or ()
@@ -116,7 +118,7 @@ def fetch_catalog(connection: Asked, table: Table, tracking_schema: str) -> Cata
                 ForeignKey(item["name"], tuple(item["columns"]), item["on_delete"])
                 for item in found["referencing"] or ()
             ),
-            checks=tuple(found["checks"] or ()),
+            checks=checks,
             row_security=found["row_security"],
             owned=found["owned"],
             has_materialization_default=any(
