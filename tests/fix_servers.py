@@ -80,6 +80,11 @@ class Database:
         login = f"{quote(self.user, safe='')}:{quote(self.password, safe='')}"
         return f"postgresql://{login}@{self.host}:{self.port}/{quote(self.dbname, safe='')}"
 
+    @property
+    def pooled(self) -> bool:
+        """Whether there is a pooler before the server, which keeps sessions that are idle."""
+        return self.direct is not None
+
     def settings(self) -> dict[str, Any]:
         """Return the fields of a `PostgresResource`, or of `ConnectionSettings`."""
         names = ("host", "port", "dbname", "user", "password")

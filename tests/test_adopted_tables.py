@@ -75,11 +75,12 @@ def by_to_sql(database: Database) -> None:
 
 
 def engine_of(database: Database) -> sqlalchemy.Engine:
+    host, port = database.direct or (database.host, database.port)
     return sqlalchemy.create_engine(
         "postgresql+psycopg://",
         connect_args={
-            "host": database.host,
-            "port": database.port,
+            "host": host,
+            "port": port,
             "dbname": database.dbname,
             "user": database.user,
             "password": database.password,

@@ -494,6 +494,7 @@ def test_a_primary_key_declared_later_is_added(database, io_manager, frame):
     }
 
 
+@pytest.mark.direct("pgbouncer", reason="a session of the pool keeps the settings it began with")
 def test_indexes_of_a_live_table_are_built_concurrently(database, dev_server, io_manager):
     store(io_manager, arrow_table({"a": [1], "b": [2], "c": [3]}))
     with database.connect() as connection:

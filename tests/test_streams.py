@@ -297,7 +297,9 @@ def sessions(database: Database) -> list[Any]:
             WHERE datname = current_database()
               AND backend_type = 'client backend'
               AND pid <> pg_backend_pid()
+              AND NOT (%s AND state = 'idle')
             """,
+            database.pooled,
         )
         if not found or time.monotonic() > deadline:
             return found

@@ -138,7 +138,8 @@ def judge(
         pooled: It was loaded through a pooler, which keeps its idle sessions.
     """
     with closing(database.connect()) as connection:
-        wrong = [f"a session outlives the load: {name}" for name in _survivors(connection, pooled)]
+        surviving = _survivors(connection, pooled or database.pooled)
+        wrong = [f"a session outlives the load: {name}" for name in surviving]
         wrong += fetch_leftovers(connection)
         mark = watermark(database, table.name) or 0
         found = _rows(connection, table)

@@ -230,6 +230,7 @@ def test_dagsters_own_retry_goes_on_where_the_first_attempt_was_cut_off(database
 # --- between batches ------------------------------------------------------------------------
 
 
+@pytest.mark.direct("pgbouncer", reason="whom the server drops is the pooler")
 def test_after_a_long_pause_the_connection_is_opened_anew(database, monkeypatch):
     """What lies between may have dropped an idle one without a word; here the server did."""
     monkeypatch.setattr(batches_module, "IDLE_SECONDS", 0.0)
