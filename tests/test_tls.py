@@ -128,6 +128,7 @@ def test_a_server_is_not_verified_without_an_authority(verified, tmp_path):
     refused(verified, "Set sslrootcert to the file of the authority", sslrootcert=missing)
 
 
+@pytest.mark.direct("tls", reason="every server speaks it there")
 def test_a_server_that_speaks_no_tls_is_refused(verified, database):
     plain = Verified(database, verified.authority)
 
