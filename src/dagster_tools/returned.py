@@ -94,14 +94,10 @@ def check_incremental(options: OutputOptions) -> None:
 def _deletion(expression: Delete) -> Deletion:
     """Bring the values of a delete expression to Arrow, as those of a frame are."""
     if isinstance(expression, Eq):
-        columns = (
-            zip(*expression.rows, strict=True)
-            if expression.rows
-            else [()] * len(expression.columns)
-        )
+        # Not zip(*rows): of a hundred thousand rows that takes thirty times as long.
         arrays = [
-            _values(list(values), column)
-            for values, column in zip(columns, expression.columns, strict=True)
+            _values([row[position] for row in expression.rows], column)
+            for position, column in enumerate(expression.columns)
         ]
         return Keys(expression.columns, pa.table(arrays, names=list(expression.columns)))
     operands = tuple(_deletion(operand) for operand in expression.operands)
