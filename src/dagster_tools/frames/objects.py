@@ -328,7 +328,7 @@ def _encode_datetimes(values: Objects) -> Encoded:
     unit = "us"
     if _any_of_pandas(values):
         _refuse_years_of_no_datetime(values)
-        unit = "ns" if any(getattr(v, "nanosecond", 0) for v in values) else "us"
+        unit = "ns" if _any_has_nanoseconds(values) else "us"
     return Encoded(
         _array(
             values,
@@ -339,6 +339,15 @@ def _encode_datetimes(values: Objects) -> Encoded:
 
 
 _zone_of = operator.attrgetter("tzinfo")
+_year_of = operator.attrgetter("year")
+_nanosecond_of = operator.attrgetter("nanosecond")
+
+
+def _any_has_nanoseconds(values: Objects) -> bool:
+    kinds = set(map(type, filter(None, values)))
+    if all(hasattr(kind, "nanosecond") for kind in kinds):
+        return any(map(_nanosecond_of, filter(None, values)))
+    return any(getattr(value, "nanosecond", 0) for value in values)
 
 
 def _any_of_pandas(values: Objects) -> bool:
@@ -352,7 +361,8 @@ def _refuse_years_of_no_datetime(values: Objects) -> None:
     def is_odd(value: Any) -> bool:
         return value is not None and not dt.MINYEAR <= value.year <= dt.MAXYEAR
 
-    if any(map(is_odd, values)):
+    years = set(map(_year_of, filter(None, values)))
+    if min(years) < dt.MINYEAR or max(years) > dt.MAXYEAR:
         raise BadValue(
             "holds a Timestamp outside the years 1 to 9999 among objects; convert the column to "
             "datetime64[us]",
