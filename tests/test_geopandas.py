@@ -1283,3 +1283,15 @@ def test_any_geometry_comes_back_thousands_of_times(column, geometry_storage, mo
     check_a_column(
         column, manager_for(module_database, geometry_storage=geometry_storage), module_database
     )
+
+
+@pytest.mark.parametrize(
+    "delete",
+    [Eq("geometry", [Point(1, 2)]), Eq(["id", "geometry"], [(1, Point(1, 2))])],
+    ids=["alone", "composite"],
+)
+def test_a_delete_expression_of_geometries_says_what_to_name_instead(io_manager, delete):
+    frame = gpd.GeoDataFrame({"id": [1], "geometry": [Point(1, 2)]}, crs=4326)
+
+    with pytest.raises(ConfigurationError, match=r"'geometry'.*name a column of numbers or text"):
+        store(io_manager, IncrementalDataFrame(frame, delete=delete))

@@ -108,6 +108,11 @@ def _values(values: list[object], column: str) -> pa.Array:
     try:
         return frames.values_to_arrow(values, column)
     except BadValue as error:
+        if any(base.__name__ == "BaseGeometry" for value in values for base in type(value).__mro__):
+            raise ConfigurationError(
+                f"delete gives geometries for the column {column!r}. Rows are not found by their "
+                "geometry: name a column of numbers or text."
+            ) from None
         which = "a value" if error.row is None else f"value {error.row}"
         raise BadValue(f"delete: {which} {error.reason}", column=column) from None
 

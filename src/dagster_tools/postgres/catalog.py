@@ -11,7 +11,7 @@ from psycopg import sql
 from psycopg.sql import Composed, Identifier
 
 from dagster_tools.errors import ConfigurationError, DatabaseError
-from dagster_tools.postgres.column_types import ANY_SHAPE, EWKB, PgType, parse_type
+from dagster_tools.postgres.column_types import ANY_SHAPE, DECLARED_WORDS, EWKB, PgType, parse_type
 from dagster_tools.postgres.columns import (
     Column,
     ExistingColumn,
@@ -395,8 +395,12 @@ def _fetch_storage(connection: Connection, column: str, type_: PgType) -> PgType
         ).fetchone()
     if row is None:
         raise ConfigurationError(
-            f"columns[{column!r}]: the server has no type {str(type_)!r}."
-            + (f" {postgis_remedy(connection)}." if is_spatial(type_) else "")
+            f"columns[{column!r}]: the server has no type {str(type_)!r}. "
+            + (
+                f"{postgis_remedy(connection)}."
+                if is_spatial(type_)
+                else f"Types are {', '.join(DECLARED_WORDS)}, and whatever PostgreSQL calls one."
+            )
         )
     storage = _lenient(row[0])
     modifiers = storage.modifiers or type_.modifiers

@@ -502,9 +502,28 @@ class FeedTables:
             )
 
     def _record(self, connection: Connection, delivery: Delivery) -> None:
-        key = delivery.asset_key
-        files, gone = delivery.files, delivery.gone
-        named = [*files, *gone]
+        self._forget(connection, delivery.asset_key, [*delivery.files, *delivery.gone])
+        self._insert_delivered(connection, delivery.asset_key, delivery.files)
+        connection.execute(
+            self.composed(
+                sql.SQL("""
+                UPDATE {assets} SET
+                    deliveries = deliveries + 1,
+                    delivered_at = pg_catalog.now(),
+                    run_id = $2,
+                    watch = $3,
+                    clean = $4,
+                    pending = 0,
+                    claim_id = NULL,
+                    claim = NULL
+                WHERE asset_key = $1
+                """)
+            ),
+            [delivery.asset_key, delivery.run_id, delivery.watch, delivery.clean],
+        )
+
+    def _forget(self, connection: Connection, key: str, named: Sequence[Sequence[object]]) -> None:
+        """Forget what was known of files, and failures of those that are there no longer."""
         for table in ("delivered", "failures"):
             connection.execute(
                 self.composed(
@@ -537,6 +556,10 @@ class FeedTables:
             ),
             [key],
         )
+
+    def _insert_delivered(
+        self, connection: Connection, key: str, files: Sequence[Sequence[object]]
+    ) -> None:
         columns = list(zip(*files, strict=True)) if files else [()] * len(DELIVERED_COLUMNS)
         connection.execute(
             self.composed(
@@ -555,23 +578,6 @@ class FeedTables:
                 """)
             ),
             [key, *map(list, columns)],
-        )
-        connection.execute(
-            self.composed(
-                sql.SQL("""
-                UPDATE {assets} SET
-                    deliveries = deliveries + 1,
-                    delivered_at = pg_catalog.now(),
-                    run_id = $2,
-                    watch = $3,
-                    clean = $4,
-                    pending = 0,
-                    claim_id = NULL,
-                    claim = NULL
-                WHERE asset_key = $1
-                """)
-            ),
-            [key, delivery.run_id, delivery.watch, delivery.clean],
         )
 
     @contextmanager
@@ -859,8 +865,25 @@ class Listing:
         """Let the enumeration be what the library holds, and ask from this link next time."""
         if full:
             self._drop_displaced()
-        condition = sql.SQL("l.kind = 'deleted' OR l.id IS NULL" if full else "l.kind = 'deleted'")
-        changed = self._do(
+        gone = sql.SQL("l.kind = 'deleted' OR l.id IS NULL" if full else "l.kind = 'deleted'")
+        changed = self._drop_files(gone) + self._bury_folders(gone) + self._upsert_listed()
+        self._do(
+            sql.SQL("""
+            UPDATE {libraries} SET
+                delta_link = $2,
+                generation = generation + $3,
+                taken_at = pg_catalog.now(),
+                listed_at = CASE WHEN $4 THEN pg_catalog.now() ELSE listed_at END
+            WHERE drive_id = $1
+            """),
+            self.drive_id,
+            link,
+            min(changed, 1),
+            full,
+        )
+
+    def _drop_files(self, gone: sql.SQL) -> int:
+        return self._do(
             sql.SQL("""
             DELETE FROM {items} AS i
             USING {items} AS same LEFT JOIN {listed} AS l ON l.id = same.id
@@ -871,9 +894,12 @@ class Listing:
               AND ({gone})
             """),
             self.drive_id,
-            gone=condition,
+            gone=gone,
         )
-        changed += self._do(
+
+    def _bury_folders(self, gone: sql.SQL) -> int:
+        """Leave nothing of folders but that there were some: their return is a restoration."""
+        return self._do(
             sql.SQL("""
             UPDATE {items} AS i SET
                 kind = 'deleted', parent_id = NULL, name = NULL, etag = NULL, ctag = NULL,
@@ -887,9 +913,11 @@ class Listing:
               AND ({gone})
             """),
             self.drive_id,
-            gone=condition,
+            gone=gone,
         )
-        changed += self._do(
+
+    def _upsert_listed(self) -> int:
+        return self._do(
             sql.SQL("""
             INSERT INTO {items} AS i (drive_id, {columns})
             SELECT $1, {columns}
@@ -910,20 +938,6 @@ class Listing:
             WHERE i IS DISTINCT FROM excluded
             """),
             self.drive_id,
-        )
-        self._do(
-            sql.SQL("""
-            UPDATE {libraries} SET
-                delta_link = $2,
-                generation = generation + $3,
-                taken_at = pg_catalog.now(),
-                listed_at = CASE WHEN $4 THEN pg_catalog.now() ELSE listed_at END
-            WHERE drive_id = $1
-            """),
-            self.drive_id,
-            link,
-            min(changed, 1),
-            full,
         )
 
     def _drop_displaced(self) -> None:
