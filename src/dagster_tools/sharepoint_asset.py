@@ -9,9 +9,10 @@ and they are marked as delivered, in one transaction.
 
 # No `from __future__ import annotations`: signatures are made here for Dagster to evaluate.
 
+import copy
 import inspect
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import dagster as dg
@@ -39,6 +40,8 @@ __all__ = [
 ]
 
 DEFAULT_IO_MANAGER = "io_manager"
+SPEC_IO_MANAGER = "dagster/io_manager_key"
+"""Where `AssetSpec.with_io_manager_key` puts it."""
 RESOURCE: Any = dg.ResourceParam[object]
 """The annotation of a parameter that is a resource of any class."""
 
@@ -64,7 +67,8 @@ def sharepoint_asset(
         on_file_error: What becomes of a file that cannot be read: the run fails; or the file is
             left out until it changes, and what is stored of it stays.
         sharepoint_key: The resource key of the `SharePointResource`.
-        arguments: Those of `dagster.asset`, but `partitions_def` and `check_specs`.
+        arguments: Those of `dagster.asset`, but `partitions_def`. Checks of `check_specs` have
+            the results of the last call where the function is not called.
 
     Raises:
         ConfigurationError: Arguments or the function's signature that cannot be meant.
@@ -76,7 +80,9 @@ def sharepoint_asset(
         manager = arguments.get("io_manager_def")
         key = arguments.get("io_manager_key", DEFAULT_IO_MANAGER)
         managers = {"result": manager if manager is not None else key}
-        given = _with_seen_type(arguments)
+        given = dict(arguments)
+        if given.get("dagster_type") is not None:
+            given["dagster_type"] = _seen_through(given["dagster_type"])
         compute = _compute_function(definition, managers, given)
         return _tagged(dg.asset(**given)(compute))
 
@@ -86,7 +92,8 @@ def sharepoint_asset(
 def sharepoint_multi_asset(
     *,
     watch: Watch | Sequence[Watch],
-    outs: Mapping[str, dg.AssetOut],
+    outs: Mapping[str, dg.AssetOut] | None = None,
+    specs: Sequence[dg.AssetSpec] | None = None,
     mode: Literal["changes", "snapshot"] = "changes",
     on_file_error: Literal["fail", "quarantine"] = "fail",
     sharepoint_key: str = "sharepoint",
@@ -99,18 +106,33 @@ def sharepoint_multi_asset(
 
     Args:
         outs: The outputs, as for `dagster.multi_asset`.
-        arguments: Those of `dagster.multi_asset`.
+        specs: The same as assets' specs. The function stores them itself, but for those
+            `with_io_manager_key`.
+        arguments: Those of `dagster.multi_asset`, but `partitions_def`.
     """
 
     def decorate(function: Callable[..., Any]) -> dg.AssetsDefinition:
         definition = _definition(function, watch, mode, on_file_error, sharepoint_key)
         _check_arguments(function, arguments)
-        managers = {name: out.io_manager_key or DEFAULT_IO_MANAGER for name, out in outs.items()}
         given = dict(arguments)
-        compute = _compute_function(definition, managers, given)
-        return _tagged(dg.multi_asset(outs=outs, **given)(compute))
+        compute = _compute_function(definition, _managers(outs or {}, specs or ()), given)
+        seen = {name: _with_seen_type(out) for name, out in outs.items()} if outs else outs
+        return _tagged(dg.multi_asset(outs=seen, specs=specs, **given)(compute))
 
     return decorate
+
+
+def _managers(outs: Mapping[str, dg.AssetOut], specs: Iterable[dg.AssetSpec]) -> dict[str, str]:
+    """Return, by output, the resource key of its IO manager, as Dagster names outputs."""
+    managers = {
+        name.replace("-", "_"): out.io_manager_key or DEFAULT_IO_MANAGER
+        for name, out in outs.items()
+    }
+    for spec in specs:
+        key = spec.metadata.get(SPEC_IO_MANAGER)
+        if key is not None:
+            managers[spec.key.to_python_identifier()] = key
+    return managers
 
 
 def _tagged(assets: dg.AssetsDefinition) -> dg.AssetsDefinition:
@@ -160,11 +182,6 @@ def _check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any])
             f"{function.__name__}: an asset of SharePoint files has no partitions; which files "
             "are new is known without. Derive a partitioned asset from it."
         )
-    if arguments.get("check_specs"):
-        raise ConfigurationError(
-            f"{function.__name__}: a check within the function would have no result when no file "
-            "changed, since it is not called then. Write it with @dagster.asset_check."
-        )
 
 
 def _compute_function(
@@ -192,11 +209,11 @@ def _compute_function(
             named.pop(key, None)
         if takes_context:
             named[wanted[0].name] = _as_annotated(context, wanted[0].annotation)
-        again = (
-            config.again() if isinstance(config, SharePointConfig) else SharePointConfig().again()
-        )
+        if not isinstance(config, SharePointConfig):
+            given_config = context.op_execution_context.op_config
+            config = SharePointConfig(**{name: given_config[name] for name in added})
         foreign = [name for name, key in managers.items() if not _is_ours(context, key)]
-        return run(context, definition, again, foreign, named)
+        return run(context, definition, config.again(), foreign, named)
 
     parameters = [
         inspect.Parameter(
@@ -206,9 +223,15 @@ def _compute_function(
         ),
         *(each for each in wanted[takes_context:] if each.name not in {"files", "config"}),
     ]
+    added: dict[str, Any] = {}
     if own_config or arguments.get("config_schema") is None:
         config_class = _config_class(signature.parameters.get("config"))
         parameters.append(_keyword("config", config_class))
+    else:
+        schema = arguments["config_schema"]
+        fields = SharePointConfig.to_fields_dict()
+        added = {name: field for name, field in fields.items() if name not in schema}
+        arguments["config_schema"] = {**schema, **added}
     if arguments.get("required_resource_keys"):
         arguments["required_resource_keys"] = {*arguments["required_resource_keys"], *keys}
     else:
@@ -272,14 +295,55 @@ def _is_ours(context: dg.AssetExecutionContext, manager: Any) -> bool:
     return isinstance(manager, PostgresIOManager)
 
 
-def _with_seen_type(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Let a type that is checked see the value, and not what it travels in."""
-    inner = arguments.get("dagster_type")
-    if inner is None:
-        return dict(arguments)
+def _with_seen_type(out: dg.AssetOut) -> dg.AssetOut:
+    """Return the output with its type seeing the value."""
+    seen = copy.copy(out)
+    if out.dagster_type is not _NO_VALUE:
+        seen.dagster_type = _seen_through(_meant_type(out.dagster_type))
+    return seen
 
-    def check(context: dg.TypeCheckContext, value: object) -> Any:
-        return inner.type_check(context, value.value if isinstance(value, Transacted) else value)
 
-    seen = dg.DagsterType(check, name=inner.display_name, typing_type=Any)
-    return {**arguments, "dagster_type": seen}
+def _seen_through(inner: dg.DagsterType) -> dg.DagsterType:
+    """Return the type of what a value travels in; where there is none, nothing does."""
+    return inner if inner.is_nothing else _SeenThrough(inner)
+
+
+def _meant_type(given: object) -> Any:
+    """Return Dagster's type for a class."""
+    return dg.Out(given).dagster_type  # type: ignore[arg-type]  # which takes all that are meant
+
+
+_NO_VALUE = dg.AssetOut().dagster_type
+
+
+class _SeenThrough(dg.DagsterType):
+    """A type that is asked about a value, and not about what it travels in.
+
+    It is of Dagster's kind "any", whose outputs may have no value: with nothing to do there is
+    none, and what is stored stays.
+    """
+
+    def __init__(self, inner: dg.DagsterType) -> None:
+        self._inner = inner
+        # No name: that is the inner type's, and has to be unique.
+        super().__init__(
+            self._check,
+            key=f"{inner.key} of SharePoint files",
+            description=inner.description,
+            loader=inner.loader,
+            required_resource_keys=set(inner.required_resource_keys),
+            kind=_meant_type(Any).kind,
+            typing_type=inner.typing_type,
+            metadata=inner.metadata,
+        )
+
+    @property
+    def display_name(self) -> str:
+        return self._inner.display_name
+
+    def _check(self, context: dg.TypeCheckContext, value: object) -> Any:
+        if value is _NO_VALUE:
+            return True
+        return self._inner.type_check(
+            context, value.value if isinstance(value, Transacted) else value
+        )

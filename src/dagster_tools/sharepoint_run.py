@@ -203,14 +203,13 @@ class _Run:
         claims = self._claims(again)
         files = _union(claims)
         failed: list[SharePointFile] = []
-        if not files:
-            for name in claims:
-                yield self._nothing_to_do(name, claims[name])
-            return
-        result, files = self._result(claims, files, failed)
+        result = None
+        if files:
+            result, files = self._result(claims, files, failed)
         if not files:
             for name in claims:
                 yield self._nothing_to_do(name, claims[name], failed)
+            yield from self._checks_as_before()
             return
         for event in _events(self.context, result):
             yield self._acknowledging(event, claims, files, failed)
@@ -326,6 +325,38 @@ class _Run:
         self.context.log.info("Nothing to do for %s.", claim.asset_key)
         return dg.MaterializeResult(asset_key=self._key(name), metadata=metadata)
 
+    def _checks_as_before(self) -> Iterator[dg.AssetCheckResult]:
+        """Yield what the function's checks found when it was last called.
+
+        What they were made of did not change since, so that holds: a bad file stays one, also
+        in a run that has nothing to do. Where that is not known, as in the run that speaks for one
+        which was lost, Dagster shows a check as skipped.
+        """
+        keys = sorted(self.context.op_execution_context.selected_asset_check_keys)
+        with self.store.reading() as view:
+            rows = [view.asset(key.asset_key.to_escaped_user_string()) for key in keys]
+        for key, row in zip(keys, rows, strict=True):
+            run_id = AssetState(*row).run_id if row is not None else None
+            found = self._found_by(key, run_id) if run_id is not None else None
+            if run_id is not None and found is not None:
+                yield dg.AssetCheckResult(
+                    asset_key=key.asset_key,
+                    check_name=key.name,
+                    passed=found.passed,
+                    severity=found.severity,
+                    description=found.description,
+                    metadata={**found.metadata, "sharepoint/as_in_run_id": run_id},
+                )
+
+    def _found_by(self, key: dg.AssetCheckKey, run_id: str) -> dg.AssetCheckEvaluation | None:
+        """Return what a check found in a run; None where it was not made or nobody knows."""
+        records = self.context.instance.get_records_for_run(
+            run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION
+        ).records
+        events = [record.event_log_entry.dagster_event for record in records]
+        found = [event.asset_check_evaluation_data for event in events if event is not None]
+        return next((each for each in reversed(found) if each.asset_check_key == key), None)
+
     def _lost(self, name: str, run_id: str) -> bool:
         """Tell whether a run stored the asset, and ended before Dagster was told."""
         instance = self.context.instance
@@ -357,7 +388,7 @@ class _Run:
             claim_id = str(uuid.uuid4())
             self.store.hand_over(claim_id, delivery)
             metadata[CLAIM] = claim_id
-        elif isinstance(event, dg.Output) or _has_value(event):
+        elif self._is_to_be_stored(event, name):
             acknowledge = partial(self.store.deliver, delivery=delivery)
             partial_files = None if self.definition.snapshot else PARTIAL
             value = Transacted(value, acknowledge, partial_files)
@@ -374,6 +405,11 @@ class _Run:
             )
         changes = {"metadata": dict(event.metadata or {}) | metadata}
         return event._replace(**changes, **({"value": value} if _has_value(event) else {}))
+
+    def _is_to_be_stored(self, event: Any, name: str | None) -> bool:
+        """Tell whether Dagster gives the value of an event to an IO manager."""
+        has_value = isinstance(event, dg.Output) or _has_value(event)
+        return has_value and not self.context.op_def.output_def_named(name).dagster_type.is_nothing
 
     def _delivery(self, claim: Claim, files: Sequence[Claimed]) -> Delivery:
         state = claim.state
@@ -434,26 +470,21 @@ def _events(context: dg.AssetExecutionContext, result: Any) -> Iterator[Any]:
     if isinstance(result, _Yielded):
         yield from result
         return
-    names = [
-        each.name
-        for each in context.op_def.output_defs
-        if each.name in context.assets_def.keys_by_output_name
-    ]
-    several = len(names) > 1
-    values = result if several and isinstance(result, tuple) else (result,)
+    keys = context.assets_def.keys_by_output_name
+    names = [each.name for each in context.op_def.output_defs if each.name in keys]
+    # Dagster's own results are tuples, too.
+    several = type(result) is tuple and len(context.op_def.output_defs) > 1
+    returned = result if several else (result,)
+    checks = [value for value in returned if isinstance(value, dg.AssetCheckResult)]
+    values = [value for value in returned if not isinstance(value, dg.AssetCheckResult)]
     if all(isinstance(value, dg.MaterializeResult) for value in values):
-        yield from values
+        yield from returned
         return
-    if several and not isinstance(result, tuple):
-        raise ConfigurationError(
-            f"The function has {len(names)} outputs ({listed(names)}), and returned a "
-            f"{type(result).__name__}. Return a tuple of as many values, or yield a "
-            "dagster.Output for each."
-        )
     if len(values) != len(names):
+        what = f"{len(values)} values" if several else f"a {type(result).__name__}"
         raise ConfigurationError(
-            f"The function has {len(names)} outputs ({listed(names)}), and returned "
-            f"{len(values)} values."
+            f"The function has {len(names)} outputs ({listed(names)}), and returned {what}. "
+            "Return a tuple of as many values, or yield a dagster.Output for each."
         )
     for name, value in zip(names, values, strict=True):
         if name in _selected(context):
@@ -465,10 +496,13 @@ def _events(context: dg.AssetExecutionContext, result: Any) -> Iterator[Any]:
                 data_version=output.data_version,
                 tags=output.tags,
             )
+    yield from checks
 
 
 def _selected(context: dg.AssetExecutionContext) -> set[str]:
-    return set(context.op_execution_context.selected_output_names)
+    """Return the outputs that are assets; checks are outputs, too."""
+    names = context.op_execution_context.selected_output_names
+    return {name for name in names if name in context.assets_def.keys_by_output_name}
 
 
 def _has_value(event: Any) -> bool:

@@ -96,6 +96,39 @@ def test_a_slice_of_points_is_read_from_where_it_begins():
     assert [value and value.wkt for value in loaded.geometry] == [None, "POINT (-3.5 1e+300)"]
 
 
+def test_no_more_than_a_batch_of_wkb_is_held_while_a_table_is_read():
+    """Beside the geometries made of it, a table's WKB would be held once more."""
+    geometry = geoarrow.mark(pa.field("g", pa.binary()), geoarrow.Crs())
+    schema = pa.schema([pa.field("id", pa.int64()), geometry])
+    megabyte = shapely.to_wkb(shapely.linestrings(np.zeros((2**16, 2))))
+    held = []
+
+    def batches():
+        before = pa.total_allocated_bytes()
+        for number in range(4):
+            held.append(pa.total_allocated_bytes() - before)
+            yield pa.record_batch([[number], [megabyte]], schema=schema)
+
+    # By Arrow's C interface, as the driver hands it over: one owner for all columns of a batch.
+    stream = pa.RecordBatchReader.from_stream(pa.RecordBatchReader.from_batches(schema, batches()))
+
+    loaded = from_arrow(stream, gpd.GeoDataFrame)
+
+    assert max(held) < 1.1 * len(megabyte)
+    assert loaded["id"].tolist() == [0, 1, 2, 3]
+    assert (shapely.get_num_points(loaded.g.values) == 2**16).all()
+
+
+def test_wkb_that_is_cut_short_is_refused_with_its_row():
+    table = to_arrow(frame_of(None, "LINESTRING (1 2, 3 4)", "LINESTRING (1 2, 3 4)"))
+    [field] = geoarrow.fields(table.schema)
+    values = table.column("geometry").to_pylist()
+    bad = pa.array([*values[:2], values[2][:-1]], field.type)
+
+    with pytest.raises(BadValue, match=r"column 'geometry', row 2: .*shapely cannot read"):
+        from_arrow(table.set_column(1, field, bad).to_reader(max_chunksize=2), gpd.GeoDataFrame)
+
+
 def test_points_in_the_other_byte_order_are_read():
     table = to_arrow(frame_of("POINT (1 2)"))
     [field] = geoarrow.fields(table.schema)
@@ -167,7 +200,7 @@ class NeedsMore(gpd.GeoDataFrame):  # type: ignore[misc]  # geopandas has no typ
 
 
 def test_a_subclass_that_a_frame_does_not_make_is_refused():
-    with pytest.raises(UnsupportedFrame, match="cannot be made"):
+    with pytest.raises(UnsupportedFrame, match=r"cannot be made from a geopandas\.GeoDataFrame"):
         from_arrow(to_arrow(frame_of("POINT (1 2)")).to_reader(), NeedsMore)
 
 

@@ -7,6 +7,8 @@ import ipaddress
 import pathlib
 import uuid
 from decimal import Decimal
+from random import Random
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
@@ -144,6 +146,21 @@ def test_an_instant_before_year_one_in_utc_is_still_an_instant():
     data = encode([dt.datetime(1, 1, 1, tzinfo=TOKYO)])
 
     assert data.cast(pa.int64()).to_pylist() == [(-719_162 * 86_400 - 9 * 3_600) * 10**6]
+
+
+@pytest.mark.parametrize("zone", [None, dt.timezone.utc, TOKYO, ZoneInfo("Europe/Berlin")])
+def test_datetimes_are_the_moments_that_arrow_takes_them_for(zone):
+    random = Random(7)
+    second_of_the_last_year = 366 * 86_400 - 1
+    values = [
+        dt.datetime(random.randint(2, 9998), 1, 1, tzinfo=zone, fold=random.randint(0, 1))
+        + dt.timedelta(seconds=random.randint(0, second_of_the_last_year), microseconds=n)
+        for n in range(1_000)
+    ]
+
+    assert encode([None, *values]) == pa.array(
+        [None, *values], pa.timestamp("us", None if zone is None else "UTC")
+    )
 
 
 def test_nanoseconds_of_a_pandas_timestamp_are_kept():

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -92,17 +93,17 @@ def from_arrow(stream: pa.RecordBatchReader, as_type: type) -> Any:
     marked = geoarrow.fields(stream.schema)
     if not marked:
         return _without_geometry(stream, as_type)
-    table = stream.read_all()
-    frame = _others(table, marked)
+    others, geometries = _read(stream, marked)
+    names = list(geometries)
     for field in marked:
-        values = _from_wkb(field, table.column(field.name))
+        values = geometries[field.name]
         if loads_as(as_type):
             values = gpd.array.GeometryArray(values, crs=_pyproj_crs(field))
-        frame.insert(table.schema.get_field_index(field.name), field.name, values)
-    if loads_as(as_type):
-        names = [field.name for field in marked]
-        frame = gpd.GeoDataFrame(frame, geometry="geometry" if "geometry" in names else names[0])
-    return frame if type(frame) is as_type else pandas.subclass_of(frame, as_type)
+        others.insert(stream.schema.get_field_index(field.name), field.name, values)
+    if not loads_as(as_type):
+        return others if type(others) is as_type else pandas.subclass_of(others, as_type)
+    frame = gpd.GeoDataFrame(others, geometry="geometry" if "geometry" in names else names[0])
+    return frame if as_type is gpd.GeoDataFrame else _subclass_of(frame, as_type)
 
 
 def _import(what: str) -> Any:
@@ -133,14 +134,41 @@ def _without_geometry(stream: pa.RecordBatchReader, as_type: type) -> Any:
     return as_type()
 
 
-def _others(table: pa.Table, marked: list[pa.Field]) -> Any:
-    """Return the columns without geometry as pandas has them, all rows even if there are none."""
+def _read(stream: pa.RecordBatchReader, marked: list[pa.Field]) -> tuple[Any, dict[str, Any]]:
+    """Read all rows: a DataFrame of the columns without geometry, and geometries by column.
+
+    Each batch's WKB becomes geometries before the next batch comes, so no more than one batch of
+    it is in memory. The other columns are copied: as they come, they keep all of their batch.
+    """
+    import numpy as np
     import pandas as pd
 
-    others = table.drop_columns([field.name for field in marked])
-    if not others.num_columns:
-        return pd.DataFrame(index=pd.RangeIndex(table.num_rows))
-    return pandas.from_arrow(others.to_reader(), pd.DataFrame)
+    geometries = {field.name: [np.empty(0, dtype=object)] for field in marked}
+    plain = pa.schema([field for field in stream.schema if field.name not in geometries])
+    memory, batches, rows = pa.default_cpu_memory_manager(), deque[pa.RecordBatch](), 0
+    with _collector_paused():
+        for batch in stream:
+            for field in marked:
+                geometries[field.name].append(_decode(field, batch.column(field.name), rows))
+            batches.append(batch.select(plain.names).copy_to(memory))
+            rows += batch.num_rows
+    if len(plain):
+        left = (batches.popleft() for _ in range(len(batches)))
+        others = pandas.from_arrow(pa.RecordBatchReader.from_batches(plain, left), pd.DataFrame)
+    else:
+        others = pd.DataFrame(index=pd.RangeIndex(rows))
+    return others, {name: np.concatenate(parts) for name, parts in geometries.items()}
+
+
+def _subclass_of(frame: Any, as_type: type) -> Any:
+    try:
+        return as_type(frame)
+    except Exception as exc:
+        raise UnsupportedFrame(
+            f"{as_type.__module__}.{as_type.__qualname__} cannot be made from a "
+            "geopandas.GeoDataFrame alone; annotate the input as geopandas.GeoDataFrame and "
+            "convert it"
+        ) from exc
 
 
 # --- CRS ------------------------------------------------------------------------------------
@@ -211,17 +239,6 @@ def _to_wkb(geometries: Any) -> pa.Array:
     return pa.array(wkb, pa.large_binary())
 
 
-def _from_wkb(field: pa.Field, column: pa.ChunkedArray) -> Any:
-    import numpy as np
-
-    decoded, row = [np.empty(0, dtype=object)], 0
-    with _collector_paused():
-        for chunk in column.chunks:
-            decoded.append(_decode(field, chunk, row))
-            row += len(chunk)
-    return np.concatenate(decoded)
-
-
 @contextmanager
 def _collector_paused() -> Iterator[None]:
     """Keep Python from looking for garbage while geometries are made.
@@ -279,7 +296,14 @@ def _unreadable(field: pa.Field, values: Any, first_row: int) -> BadValue:
                 column=field.name,
                 row=first_row + row,
             )
-    return BadValue("holds WKB that shapely cannot read", column=field.name)
+    row = next((row for row, value in enumerate(values) if not _is_readable(value)), 0)
+    return BadValue("holds WKB that shapely cannot read", column=field.name, row=first_row + row)
+
+
+def _is_readable(value: bytes | None) -> bool:
+    import shapely
+
+    return value is None or shapely.from_wkb(value, on_invalid="ignore") is not None
 
 
 _STRAIGHT = frozenset(list(geoarrow.KINDS.values())[:7])

