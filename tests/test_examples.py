@@ -144,7 +144,7 @@ def test_the_demo_brings_its_own_server_and_fits_a_terminal():
 
 
 def test_the_ui_knows_the_assets_stops_when_asked_and_keeps_the_tables(folder):
-    with ui(folder) as (process, url, database_url):
+    with ui(FLIGHTS, folder) as (process, url, database_url):
         assets = asset_names(url)
         with psycopg.connect(database_url) as connection:
             connection.execute("CREATE TABLE kept AS SELECT 'yes' AS answer")
@@ -174,15 +174,27 @@ def test_the_sharepoint_demo_ends_well():
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
 
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("The sensor asked for 1 run(s)") == 4
-    assert "Graph got 1 requests" in done.stdout
+    assert done.stdout.count("The sensor asked for a run.") == 4
+    assert "The sensor asked for no run. Requests to Graph: 1\n" in done.stdout
+
+
+def test_the_sharepoint_ui_knows_the_assets_and_stops_when_asked():
+    with ui(FLIGHTS.parent / "sharepoint") as (process, url, database_url):
+        assets = asset_names(url)
+        process.send_signal(signal.SIGINT)
+        printed, complaint = process.communicate(timeout=60)
+
+    assert (process.returncode, printed, complaint) == (0, "\nStopped.\n", "")
+    assert assets == {"results", "means"}
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(database_url)
 
 
 @contextmanager
-def ui(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
-    """Run ui.py; yield it, the address of the UI and that of its database."""
+def ui(example: Path, *arguments: Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """Run an example's ui.py; yield it, the address of the UI and that of its database."""
     with subprocess.Popen(
-        [sys.executable, str(FLIGHTS / "ui.py"), str(folder)],
+        [sys.executable, example / "ui.py", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

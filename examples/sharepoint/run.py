@@ -94,7 +94,8 @@ def main() -> None:
                 before = graph.count()
                 ran = tick(defs, instance)
                 asked = graph.count() - before
-                print(f"  The sensor asked for {ran} run(s); Graph got {asked} requests.")
+                runs = "a run" if ran else "no run"
+                print(f"  The sensor asked for {runs}. Requests to Graph: {asked}")
                 if ran:
                     shown = connection.execute(TABLE).fetchall()
                     print("\n".join(f"  {s}  {v:4}  {path}" for s, v, path in shown))
@@ -115,8 +116,8 @@ def environment_of(graph: Graph) -> dict[str, str]:
     }
 
 
-def tick(defs: dg.Definitions, instance: dg.DagsterInstance) -> int:
-    """Do what Dagster's daemon does: evaluate the sensor, and launch the runs it asks for."""
+def tick(defs: dg.Definitions, instance: dg.DagsterInstance) -> bool:
+    """Do what Dagster's daemon does: evaluate the sensor, and launch a run it asks for."""
     repository = defs.get_repository_def()
     sensor = repository.get_sensor_def("sharepoint_sensor")
     with dg.build_sensor_context(
@@ -127,7 +128,7 @@ def tick(defs: dg.Definitions, instance: dg.DagsterInstance) -> int:
         defs.resolve_implicit_global_asset_job_def().execute_in_process(
             asset_selection=request.asset_selection, tags=dict(request.tags), instance=instance
         )
-    return len(requests)
+    return bool(requests)
 
 
 def check(shown: list[tuple[object, ...]], expected: list[tuple[str, float, str]]) -> None:

@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -20,40 +17,25 @@ from dagster_tools.embedded import Server
 from tests.graph import Drive, Graph
 
 HERE = Path(__file__).resolve().parent
-PORT = 3000
+sys.path.insert(0, str(HERE.parent))
+
+import dagster_ui  # noqa: E402  # beside this folder
+
 SECONDS = 30.0
 
 
-def main() -> None:
-    # What ends a terminal, or a container, ends this in the same good order as Ctrl-C.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
-    with tempfile.TemporaryDirectory() as home, Server() as server, Graph() as graph:
+def serve() -> int:
+    print("Starting PostgreSQL, an emulator of Microsoft Graph, and Dagster ...", flush=True)
+    with tempfile.TemporaryDirectory() as folder, Server() as server, Graph() as graph:
         drive = graph.site("/sites/lab", "Lab Data").library()
         done = threading.Event()
         threading.Thread(target=keep_busy, args=(drive, done), daemon=True).start()
-        environment = os.environ | server.environment() | environment_of(graph)
-        command = [sys.executable, "-m", "dagster", "dev", "-f", "definitions.py"]
-        print(f"Dagster's UI    http://127.0.0.1:{PORT}  (the asset `results`, and its sensor)")
-        print(f"The tables      {server.url}")
-        print("Ctrl-C stops all.", flush=True)
-        process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(PORT)],
-            cwd=HERE,
-            env=environment | {"DAGSTER_HOME": home, "DAGSTER_DISABLE_TELEMETRY": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # so that Ctrl-C reaches it once, from here
-        )
+        environment = server.environment() | environment_of(graph)
+        notes = {"To look at": "the asset `results`, and its sensor", "The tables": server.url}
         try:
-            process.wait()
-        except KeyboardInterrupt:
-            print("\nStopping ...")
+            return dagster_ui.serve(HERE, Path(folder), environment, notes)
         finally:
             done.set()
-            os.killpg(process.pid, signal.SIGINT)
-            process.wait()
 
 
 def keep_busy(drive: Drive, done: threading.Event) -> None:
@@ -72,4 +54,4 @@ def keep_busy(drive: Drive, done: threading.Event) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(dagster_ui.until_stopped(serve))
