@@ -480,7 +480,7 @@ def public_names() -> dict[str, list[str]]:
     """Return the public names by the module that is their home."""
     modules: dict[str, list[str]] = {module: [] for module in MODULES}
     for name in sorted(dagster_tools.__all__):
-        home = getattr(dagster_tools, name).__module__.rpartition(".")[2]
+        home = getattr(dagster_tools, name).__module__.split(".")[1]
         modules[home].append(name)
     return modules
 

@@ -22,6 +22,9 @@ import pytest
 
 from dagster_tools import embedded
 from dagster_tools.embedded import Binaries, Server
+from dagster_tools.embedded import binaries as binaries_module
+from dagster_tools.embedded import server as server_module
+from dagster_tools.embedded.account import Account
 from dagster_tools.errors import ConfigurationError, DatabaseError
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -37,12 +40,13 @@ signal.signal(signal.SIGTERM, signal.SIG_DFL)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 from dagster_tools import embedded
+from dagster_tools.embedded import supervisor
 
 def become_nobody():
     # Root's Python and checkout may lie where nobody else gets: what is imported by now stays,
     # and for the supervisor, which is but a script, any Python will do.
     embedded.Server(fsync=False).start().close()
-    embedded._SUPERVISOR = shutil.copy(embedded._SUPERVISOR, os.environ["TMPDIR"] + "/..")
+    supervisor._PROCESS = shutil.copy(supervisor._PROCESS, os.environ["TMPDIR"] + "/..")
     sys.executable = shutil.which("python3", path=os.defpath)
     nobody = pwd.getpwnam("nobody")
     os.setgroups([])
@@ -263,7 +267,7 @@ def test_two_servers_run_side_by_side(embedded_server: Server):
 @linux
 @root
 def test_for_root_the_server_runs_as_another_user(embedded_server: Server):
-    account = embedded.Account.for_server()
+    account = Account.for_server()
 
     assert account.name in {"postgres", "nobody"}
     assert Path(f"/proc/{embedded_server.pid}").stat().st_uid == account.uid
@@ -312,7 +316,7 @@ def test_a_wheel_that_the_servers_user_cannot_reach_is_copied(
     server = wheel.folder.parent.relative_to(site)
     shutil.copytree(site / server, private / server)
     shutil.copytree(site / f"{wheel.wheel}.libs", private / f"{wheel.wheel}.libs")
-    monkeypatch.setattr(embedded, "_ROOT_CACHE", folder / "cache")
+    monkeypatch.setattr(binaries_module, "_ROOT_CACHE", folder / "cache")
     hidden = Binaries(private / server / "bin", wheel=wheel.wheel)
 
     for _ in "copied", "found":
@@ -460,7 +464,7 @@ def test_a_data_dir_is_kept_in_order_when_its_owner_is_killed(folder: Path, temp
 
 
 def test_a_port_can_be_chosen_and_used_again():
-    port = embedded._free_port()
+    port = server_module._free_port()
 
     for _ in range(2):
         with Server(port=port, fsync=False) as server:
@@ -478,8 +482,8 @@ def test_a_chosen_port_that_is_taken_is_an_error_that_says_so(
 
 def test_a_free_port_that_is_taken_in_the_meantime_is_replaced(monkeypatch: pytest.MonkeyPatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        ports = iter([taken.getsockname()[1], embedded._free_port()])
-        monkeypatch.setattr(embedded, "_free_port", lambda: next(ports))
+        ports = iter([taken.getsockname()[1], server_module._free_port()])
+        monkeypatch.setattr(server_module, "_free_port", lambda: next(ports))
 
         with Server(fsync=False) as server:
             assert server.port != taken.getsockname()[1]
@@ -548,4 +552,4 @@ def no_servers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(Binaries, "_wheels", lambda: iter(()))
-    monkeypatch.setattr(embedded, "_SYSTEM", tmp_path)
+    monkeypatch.setattr(binaries_module, "_SYSTEM", tmp_path)
