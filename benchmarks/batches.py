@@ -25,30 +25,18 @@ from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import pandas as pd
-import pg_bulk_ingest
 import sqlalchemy as sa
-from measuring import Bench, Contender, Peak, bench, load, report, take_turns, timed
-from sqlalchemy.dialects import postgresql
+from bulk_ingest import by_bulk_ingest
+from measuring import Bench, Contender, Peak, bench, load, report, store, take_turns
 from ten_columns import COLUMNS, frame
 
-from dagster_tools.postgres_io_manager import PostgresIOManager, PostgresResource
 from dagster_tools.sql import Batch, Batches
 
 BATCHES = 10
 DIFFERENT_ROWS = 50_000
 TUPLES_SHARE = 0.1
 DEFINITIONS = ", ".join(f"{name} {type_}" for name, type_ in COLUMNS.items())
-TYPES = {
-    "bigint": sa.BIGINT(),
-    "integer": sa.INTEGER(),
-    "double precision": postgresql.DOUBLE_PRECISION(),
-    "boolean": sa.BOOLEAN(),
-    "timestamp with time zone": postgresql.TIMESTAMP(timezone=True),
-    "timestamp without time zone": postgresql.TIMESTAMP(),
-    "text": sa.TEXT(),
-}
 
 Tuple = tuple[Any, ...]
 
@@ -158,49 +146,27 @@ def psql(running: Bench, file: Path) -> Callable[[str], float]:
 
 
 def our_load(url: str, table: str, data: Callable[[], object], batches: int = BATCHES) -> float:
-    """Time the IO manager from the call to its return; each run begins anew."""
+    """Load it in so many batches; each run begins anew."""
 
     def source(_high_watermark: object) -> Iterator[Batch]:
         for number in range(batches):
             yield Batch(data(), high_watermark=number)
 
-    manager = PostgresIOManager(connection=PostgresResource.from_url(url))
-    context = dg.build_output_context(
-        asset_key=dg.AssetKey(["public", table]),
-        run_id="a run",
-        name="result",
-        definition_metadata={"columns": COLUMNS},
-    )
-    return timed(lambda: manager.handle_output(context, Batches(source)))
+    return store(url, table, Batches(source), columns=COLUMNS)
 
 
 def their_frames(url: str, table: str, rows: Rows, batches: int = BATCHES) -> float:
-    return _bulk_ingest(url, "pgarrow", table, lambda target: [(target, rows.frame)], batches)
+    def data(target: sa.Table) -> Iterator[Any]:
+        yield target, rows.frame
+
+    return by_bulk_ingest(url, "pgarrow", table, data, batches)
 
 
 def their_tuples(url: str, table: str, rows: Rows, batches: int = BATCHES) -> float:
     def data(target: sa.Table) -> Iterator[Any]:
         return ((target, row) for row in rows.tuples())
 
-    return _bulk_ingest(url, "psycopg", table, data, batches)
-
-
-def _bulk_ingest(
-    url: str, driver: str, table: str, data: Callable[[sa.Table], Any], batches: int
-) -> float:
-    engine, metadata = sa.create_engine(url.replace("://", f"+{driver}://", 1)), sa.MetaData()
-    columns = [sa.Column(name, TYPES[type_]) for name, type_ in COLUMNS.items()]
-    target = sa.Table(table, metadata, *columns, schema="public")
-
-    def source(_high_watermark: object) -> Iterator[Any]:
-        for number in range(batches):
-            yield number, None, data(target)
-
-    def ingest() -> None:
-        with engine.connect() as connection:
-            pg_bulk_ingest.ingest(connection, metadata, source)
-
-    return timed(ingest)
+    return by_bulk_ingest(url, "psycopg", table, data, batches)
 
 
 # --- in how much memory ---------------------------------------------------------------------

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -137,24 +136,9 @@ class Rows:
     def __init__(self, running: Bench, case: Case, count: int, file: Path) -> None:
         self.bench, self.case, self.file = running, case, file
         self.frame = case.make(count)
-        self.store("stored")
+        running.store("stored", self.frame)
         running.run("VACUUM FREEZE stored")
         running.psql(rf"\copy stored TO '{file}' (FORMAT binary)")
-
-    def store(self, table: str) -> float:
-        manager = self.bench.io_manager()
-        context = dg.build_output_context(
-            asset_key=dg.AssetKey(["public", table]), run_id="a run", name="result"
-        )
-        return timed(lambda: manager.handle_output(context, self.frame))
-
-    def load(self) -> float:
-        manager = self.bench.io_manager()
-        asked = dg.PythonObjectDagsterType(self.case.as_class)
-        context = dg.build_input_context(
-            asset_key=dg.AssetKey(["public", "stored"]), name="stored", dagster_type=asked
-        )
-        return timed(lambda: manager.load_input(context))
 
 
 def writes(rows: Rows) -> list[Contender]:
@@ -163,7 +147,9 @@ def writes(rows: Rows) -> list[Contender]:
 
     contenders = [
         Contender(r"psql \copy into a new table: the limit", lambda: psql_write(rows), drop),
-        Contender("dagster-tools: handle_output", lambda: rows.store("written"), drop),
+        Contender(
+            "dagster-tools: handle_output", lambda: rows.bench.store("written", rows.frame), drop
+        ),
     ]
     if isinstance(rows.frame, pl.DataFrame):
         contenders.append(Contender("polars: write_database", lambda: write_database(rows), drop))
@@ -173,7 +159,9 @@ def writes(rows: Rows) -> list[Contender]:
 def reads(rows: Rows) -> list[Contender]:
     contenders = [
         Contender(r"psql \copy to /dev/null: the limit", lambda: psql_read(rows)),
-        Contender("dagster-tools: load_input", rows.load),
+        Contender(
+            "dagster-tools: load_input", lambda: rows.bench.load("stored", rows.case.as_class)
+        ),
     ]
     if rows.case.as_class is pl.DataFrame:
         contenders.append(Contender("polars: read_database_uri", lambda: read_database(rows)))

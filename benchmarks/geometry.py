@@ -13,9 +13,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import dagster as dg
 import geopandas as gpd
 import numpy as np
+import pyarrow as pa
 import shapely
 import sqlalchemy as sa
 from measuring import Bench, Contender, bench, load, report, take_turns, timed
@@ -123,12 +123,7 @@ def psql_write(rows: Rows, table: str) -> float:
 
 
 def write(rows: Rows, table: str) -> float:
-    """Time the IO manager from the call to its return."""
-    manager = rows.bench.io_manager()
-    context = dg.build_output_context(
-        asset_key=dg.AssetKey(["public", table]), run_id="a run", name="result"
-    )
-    return timed(lambda: manager.handle_output(context, rows.frame))
+    return rows.bench.store(table, rows.frame)
 
 
 def to_postgis(rows: Rows, table: str) -> float:
@@ -136,10 +131,15 @@ def to_postgis(rows: Rows, table: str) -> float:
 
 
 def reads(rows: Rows) -> list[Contender]:
+    def load_as(annotation: type) -> float:
+        return rows.bench.load("stored", annotation)
+
     return [
         Contender(r"psql \copy (select) to /dev/null: the limit", lambda: psql_read(rows)),
-        Contender("dagster-tools: load_input, as a GeoDataFrame", lambda: read(rows)),
-        Contender("dagster-tools: load_input, as WKB in Arrow", lambda: read_arrow(rows)),
+        Contender(
+            "dagster-tools: load_input, as a GeoDataFrame", lambda: load_as(gpd.GeoDataFrame)
+        ),
+        Contender("dagster-tools: load_input, as WKB in Arrow", lambda: load_as(pa.Table)),
         Contender("shapely.from_wkb alone, of WKB in memory", lambda: parse(rows)),
         Contender("geopandas.read_postgis", lambda: read_postgis(rows), rounds=1),
     ]
@@ -148,26 +148,6 @@ def reads(rows: Rows) -> list[Contender]:
 def psql_read(rows: Rows) -> float:
     statement = "SELECT id, name, geometry FROM stored"
     return rows.bench.psql(rf"\copy ({statement}) TO '/dev/null' (FORMAT binary)")
-
-
-def read(rows: Rows) -> float:
-    return _load(rows, gpd.GeoDataFrame)
-
-
-def read_arrow(rows: Rows) -> float:
-    import pyarrow as pa
-
-    return _load(rows, pa.Table)
-
-
-def _load(rows: Rows, annotation: type) -> float:
-    manager = rows.bench.io_manager()
-    context = dg.build_input_context(
-        asset_key=dg.AssetKey(["public", "stored"]),
-        dagster_type=dg.In(annotation).dagster_type,
-        name="stored",
-    )
-    return timed(lambda: manager.load_input(context))
 
 
 def parse(rows: Rows) -> float:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+import dagster as dg
+import pandas as pd
 import psycopg
 import pyarrow as pa
 
@@ -60,16 +62,37 @@ class Bench:
         return time.perf_counter() - began
 
     def io_manager(self) -> PostgresIOManager:
-        server = self.server
-        return PostgresIOManager(
-            connection=PostgresResource(
-                host=server.host,
-                port=server.port,
-                dbname=DBNAME,
-                user=server.user,
-                password=server.password,
-            )
+        return io_manager(self.url())
+
+    def store(self, table: str, value: object, **metadata: Any) -> float:
+        """Time the IO manager with what an asset returned, from the call to its return."""
+        return store(self.url(), table, value, **metadata)
+
+    def load(self, table: str, annotation: type = pd.DataFrame) -> float:
+        """Time the IO manager with an input of a class, from the call to the frame."""
+        manager = self.io_manager()
+        context = dg.build_input_context(
+            asset_key=dg.AssetKey(["public", table]),
+            name="stored",
+            dagster_type=dg.PythonObjectDagsterType(annotation),
         )
+        return timed(lambda: manager.load_input(context))
+
+
+def io_manager(url: str) -> PostgresIOManager:
+    return PostgresIOManager(connection=PostgresResource.from_url(url))
+
+
+def store(url: str, table: str, value: object, **metadata: Any) -> float:
+    """Time the same from a process that has but the address of the server."""
+    manager = io_manager(url)
+    context = dg.build_output_context(
+        asset_key=dg.AssetKey(["public", table]),
+        run_id="a run",
+        name="result",
+        definition_metadata=metadata,
+    )
+    return timed(lambda: manager.handle_output(context, value))
 
 
 @contextmanager

@@ -40,8 +40,8 @@ def main() -> None:
             report(title, contenders)
         print()
         for name, transfer in (
-            ("replace", lambda: write(running, "by_us", ten)),
-            ("load", lambda: read(running, "by_us")),
+            ("replace", lambda: running.store("by_us", ten)),
+            ("load", lambda: running.load("by_us")),
         ):
             print(f"{name}: waits {waits(transfer)} times for the server, connecting aside")
 
@@ -50,18 +50,12 @@ def main() -> None:
 
 
 def replaces(running: Bench, ten: pd.DataFrame) -> list[Contender]:
-    write(running, "by_us", ten)
-    write(running, "by_hand", ten)
+    running.store("by_us", ten)
+    running.store("by_hand", ten)
     return [
         Contender("by hand, on a new connection", lambda: write_by_hand(running, "by_hand", ten)),
-        Contender("dagster-tools: handle_output", lambda: write(running, "by_us", ten)),
+        Contender("dagster-tools: handle_output", lambda: running.store("by_us", ten)),
     ]
-
-
-def write(running: Bench, table: str, rows: pd.DataFrame) -> float:
-    manager = running.io_manager()
-    context = dg.build_output_context(asset_key=["public", table], run_id="a run", name="result")
-    return timed(lambda: manager.handle_output(context, rows))
 
 
 def write_by_hand(running: Bench, table: str, rows: pd.DataFrame) -> float:
@@ -103,17 +97,11 @@ def _one(
 
 
 def loads(running: Bench, ten: pd.DataFrame) -> list[Contender]:
-    write(running, "read_by_us", ten)
+    running.store("read_by_us", ten)
     return [
         Contender("psycopg: connect and SELECT", lambda: read_by_hand(running, "read_by_us")),
-        Contender("dagster-tools: load_input", lambda: read(running, "read_by_us")),
+        Contender("dagster-tools: load_input", lambda: running.load("read_by_us")),
     ]
-
-
-def read(running: Bench, table: str) -> float:
-    manager = running.io_manager()
-    context = dg.build_input_context(asset_key=["public", table], name="rows")
-    return timed(lambda: manager.load_input(context))
 
 
 def read_by_hand(running: Bench, table: str) -> float:

@@ -23,12 +23,11 @@ from typing import Any
 
 import dagster as dg
 import pandas as pd
-import pg_bulk_ingest
 import pyarrow as pa
 import sqlalchemy as sa
 from adbc_driver_postgresql import dbapi as adbc
+from bulk_ingest import by_bulk_ingest
 from measuring import Bench, Contender, bench, load, report, take_turns, timed
-from sqlalchemy.dialects import postgresql
 from ten_columns import COLUMNS, frame
 
 # The part of the rows moved by those who would take minutes.
@@ -134,12 +133,7 @@ def psql_first(rows: Rows, table: str) -> float:
 
 
 def write(rows: Rows, table: str) -> float:
-    """Time the IO manager from the call to its return."""
-    manager = rows.bench.io_manager()
-    context = dg.build_output_context(
-        asset_key=dg.AssetKey(["public", table]), run_id="a run", name="result"
-    )
-    return timed(lambda: manager.handle_output(context, rows.frame))
+    return rows.bench.store(table, rows.frame)
 
 
 def write_in_run(rows: Rows, table: str) -> float:
@@ -178,43 +172,20 @@ def adbc_ingest(rows: Rows, table: str) -> float:
 
 
 def bulk_ingest(rows: Rows, table: str) -> float:
-    engine, metadata, target = _bulk_target(rows, "pgarrow", table)
+    def data(target: sa.Table) -> Iterator[Any]:
+        yield target, rows.frame
 
-    def batches(_watermark: object) -> Iterator[Any]:
-        yield None, None, ((target, rows.frame),)
-
-    return timed(lambda: _bulk_ingest(engine, metadata, batches))
+    return by_bulk_ingest(rows.bench.url(), "pgarrow", table, data)
 
 
 def bulk_ingest_tuples(rows: Rows, table: str) -> float:
-    engine, metadata, target = _bulk_target(rows, "psycopg", table)
     part = rows.first(TUPLES_SHARE).astype(object)
     tuples = list(part.where(part.notna(), None).itertuples(index=False, name=None))
 
-    def batches(_watermark: object) -> Iterator[Any]:
-        yield None, None, ((target, row) for row in tuples)
+    def data(target: sa.Table) -> Iterator[Any]:
+        return ((target, row) for row in tuples)
 
-    return timed(lambda: _bulk_ingest(engine, metadata, batches))
-
-
-def _bulk_target(rows: Rows, driver: str, table: str) -> tuple[sa.Engine, sa.MetaData, sa.Table]:
-    types = {
-        "bigint": sa.BIGINT(),
-        "integer": sa.INTEGER(),
-        "double precision": postgresql.DOUBLE_PRECISION(),
-        "boolean": sa.BOOLEAN(),
-        "timestamp with time zone": postgresql.TIMESTAMP(timezone=True),
-        "timestamp without time zone": postgresql.TIMESTAMP(),
-        "text": sa.TEXT(),
-    }
-    metadata = sa.MetaData()
-    columns = [sa.Column(name, types[type_]) for name, type_ in COLUMNS.items()]
-    return rows.engine(driver), metadata, sa.Table(table, metadata, *columns, schema="public")
-
-
-def _bulk_ingest(engine: sa.Engine, metadata: sa.MetaData, batches: Callable[..., Any]) -> None:
-    with engine.connect() as connection:
-        pg_bulk_ingest.ingest(connection, metadata, batches)
+    return by_bulk_ingest(rows.bench.url(), "psycopg", table, data)
 
 
 def to_sql(rows: Rows, table: str) -> float:
@@ -259,7 +230,7 @@ def psql_replace(rows: Rows, table: str) -> float:
 def reads(rows: Rows) -> list[Contender]:
     return [
         Contender(r"psql \copy (select) to /dev/null: the limit", lambda: psql_read(rows)),
-        Contender("dagster-tools: load_input", lambda: read(rows)),
+        Contender("dagster-tools: load_input", lambda: rows.bench.load("stored")),
         Contender("dagster-tools in a run: to LOADED_INPUT", lambda: read_in_run(rows), rounds=3),
         Contender("ADBC: fetch_df", lambda: adbc_read(rows)),
         Contender("pandas.read_sql", lambda: read_sql(rows), share=READ_SQL_SHARE, rounds=1),
@@ -268,13 +239,6 @@ def reads(rows: Rows) -> list[Contender]:
 
 def psql_read(rows: Rows) -> float:
     return rows.bench.psql(rf"\copy (SELECT {NAMES} FROM stored) TO '/dev/null' (FORMAT binary)")
-
-
-def read(rows: Rows) -> float:
-    """Time the IO manager from the call to the frame."""
-    manager = rows.bench.io_manager()
-    context = dg.build_input_context(asset_key=dg.AssetKey(["public", "stored"]), name="stored")
-    return timed(lambda: manager.load_input(context))
 
 
 def read_in_run(rows: Rows) -> float:
