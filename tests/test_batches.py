@@ -599,6 +599,21 @@ def test_of_a_long_batch_no_more_rows_are_in_memory_than_two_chunks(database, io
     assert most <= 2 * 8_192 + 1
 
 
+def test_chunk_size_bounds_how_many_rows_of_a_long_batch_are_in_memory(database, io_manager):
+    most = 0
+
+    def data():
+        nonlocal most
+        for n in range(20_000):
+            yield Counted(n)
+            most = max(most, Counted.alive)
+
+    store(io_manager, Batches(given(Batch(data()))), columns={"n": "int"}, chunk_size="4KB")
+
+    assert query(database, "SELECT count(*) FROM numbers") == [(20_000,)]
+    assert most <= 2 * 1_024 + 1  # a first chunk tells how large a row is
+
+
 @pytest.mark.parametrize("data", ["text", {"id": 1}, 7, [1, 2], pd.Series([1])], ids=repr)
 def test_what_is_neither_frame_nor_rows_is_refused(database, io_manager, data):
     with pytest.raises((UnsupportedFrame, ConfigurationError)):

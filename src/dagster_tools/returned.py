@@ -188,7 +188,9 @@ def batch_to_arrow(
     """Return a batch's rows as Arrow, and how they join those that are there."""
     rows, merge = frame_and_merge(data, output.options)
     hints = hints_for(connection, output)
-    return _named(frames.rows_to_arrow(rows, list(output.options.columns), hints)), merge
+    options = output.options
+    arrow = frames.rows_to_arrow(rows, list(options.columns), hints, chunk_size=options.chunk_size)
+    return _named(arrow), merge
 
 
 def hints_for(connection: Connection, output: Output) -> dict[str, pa.DataType]:

@@ -109,14 +109,18 @@ def to_arrow(frame: object, hints: Mapping[str, pa.DataType] | None = None) -> R
         return iterators.to_arrow(frame, to_arrow, hints or {})  # type: ignore[arg-type]  # `owns` says it is iterable
     if library is None:
         raise UnsupportedFrame(
-            f"cannot store a {_name(type(frame))}; supported are {_supported()}, or "
-            f"{iterators.SUPPORTED}.{_remedy(frame)}"
+            f"cannot store a {_name(type(frame))}; supported are {_supported()}, any object with "
+            f"__arrow_c_stream__, or an iterator or list of these.{_remedy(frame)}"
         )
     return library.to_arrow(frame, hints or {})
 
 
 def rows_to_arrow(
-    data: object, columns: Sequence[str] = (), hints: Mapping[str, pa.DataType] | None = None
+    data: object,
+    columns: Sequence[str] = (),
+    hints: Mapping[str, pa.DataType] | None = None,
+    *,
+    chunk_size: int = records.MOST_BYTES,
 ) -> Rows:
     """Turn a frame into Arrow as `to_arrow` does, or rows: tuples, dicts, dataclass instances.
 
@@ -124,6 +128,7 @@ def rows_to_arrow(
 
     Args:
         columns: What a tuple's values are called, in its order.
+        chunk_size: Bytes that a chunk of rows may have; never more than `records.MOST_BYTES`.
 
     Raises:
         UnsupportedFrame: Neither a frame nor rows.
@@ -137,7 +142,8 @@ def rows_to_arrow(
     every = () if first is None else chain([first], rows)
     if first is None or is_frame(first) or not records.owns(first):
         return iterators.to_arrow(every, to_arrow, hints or {})
-    return iterators.to_arrow(records.chunks(every, columns), records.to_arrow, hints or {})
+    chunks = records.chunks(every, columns, chunk_size)
+    return iterators.to_arrow(chunks, records.to_arrow, hints or {})
 
 
 def from_arrow(stream: pa.RecordBatchReader, as_type: type) -> object:

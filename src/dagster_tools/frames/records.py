@@ -26,8 +26,8 @@ FIRST_ROWS, MOST_ROWS = 1_024, 8_192
 """Turning 65,536 tuples into columns took twice as long for each: they leave the processor's cache
 in between (measured)."""
 
-BYTES = 16_000_000
-"""What a chunk should have once its rows' size is known: few enough for any memory."""
+MOST_BYTES = 16_000_000
+"""What a chunk may have once its rows' size is known: few enough for any memory."""
 
 Columns = list[list[Any]]
 
@@ -51,19 +51,22 @@ def owns(row: object) -> bool:
     return isinstance(row, (tuple, list, Mapping)) or _is_dataclass(row)
 
 
-def chunks(rows: Iterable[Any], declared: Sequence[str]) -> Iterator[Chunk]:
+def chunks(
+    rows: Iterable[Any], declared: Sequence[str], most_bytes: int = MOST_BYTES
+) -> Iterator[Chunk]:
     """Yield the rows in chunks; the first row tells what kind all of them are.
 
     Args:
         declared: Names of the columns, in the order of a tuple's values. Rows that name their
             values themselves need none.
+        most_bytes: As Arrow, of a chunk after the first.
 
     Raises:
         ConfigurationError: Tuples without declared columns.
         BadValue: A tuple with too many values, or too few; a row of another kind.
         SchemaConflict: A dict with a key that the first lacks.
     """
-    rows = iter(rows)
+    rows, most_bytes = iter(rows), min(most_bytes, MOST_BYTES)
     count, taken = FIRST_ROWS, list(islice(rows, FIRST_ROWS))
     if not taken:
         return
@@ -74,7 +77,7 @@ def chunks(rows: Iterable[Any], declared: Sequence[str]) -> Iterator[Chunk]:
         yield chunk
         first += len(taken)
         if chunk.bytes:
-            count = max(1, min(MOST_ROWS, BYTES * len(taken) // chunk.bytes))
+            count = max(1, min(MOST_ROWS, most_bytes * len(taken) // chunk.bytes))
         taken = list(islice(rows, count))
 
 
