@@ -8,7 +8,7 @@ WORKERS ?= 2
 ARGS ?=
 
 # What CI runs through PgBouncer and over TLS; all the rest is for test-pgbouncer and test-tls.
-SHARE := tests/test_fix_servers.py tests/postgres/test_read.py
+SHARE := tests/test_fix_servers.py tests/postgres/test_read.py tests/sharepoint/test_feed.py
 
 UV_VERSION := 0.13.8
 UV ?= .tools/uv-$(UV_VERSION)/bin/uv

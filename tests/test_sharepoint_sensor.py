@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
 import pytest
 
+from dagster_tools import sharepoint_sensor as sensor
 from dagster_tools.sharepoint_asset import Suffix, Watch, sharepoint_sensor
 from tests.fix_servers import Database
 from tests.graph.faults import delayed
@@ -198,6 +201,24 @@ def test_after_a_failed_run_the_sensor_waits(location, drive):
     assert [result.success for result in location.follow()] == [True]
 
 
+def test_each_failed_run_makes_the_sensor_wait_twice_as_long_but_not_for_ever(
+    location, drive, monkeypatch
+):
+    location.deploy([results_asset([])], retry_after_seconds=60.0, longest_retry_seconds=200.0)
+    drive.write("/Results/a.csv", "")
+    location.follow()  # which lists the library, so that what there is to do has another name
+    later = [0.0]
+    clock = SimpleNamespace(time=lambda: time.time() + later[0], monotonic=time.monotonic)
+    monkeypatch.setattr(sensor, "time", clock)
+
+    for seconds in (60, 120, 200, 200):
+        location.follow()
+        later[0] = seconds - 5
+        assert location.tick() == []
+        assert location.skipped == "results waits after a failed run"
+        later[0] = seconds + 1
+
+
 def test_run_requests_say_nothing_about_files(location, drive):
     location.deploy([results_asset([])])
     drive.write("/Results/a.csv", "x\n1\n")
@@ -221,6 +242,20 @@ def test_a_library_that_cannot_be_read_does_not_stop_the_others(location, drive,
     drive.write("/Results/a.csv", "x\n1\n")
 
     assert requested(location.tick()) == [["results"]]
+
+
+def test_a_library_that_was_deleted_and_made_anew_is_left_to_a_run(location, graph, database):
+    site = graph.site("/sites/lab", "Lab Data")
+    site.library().write("/Results/a.csv", "x\n1\n")
+    location.deploy([results_asset([])])
+    location.follow()
+    site.delete_library()
+    site.library().write("/Results/b.csv", "x\n2\n")
+
+    assert [result.success for result in location.follow()] == [True]
+
+    assert rows(database) == [(2,)]
+    assert location.tick() == []
 
 
 def test_a_tick_that_can_do_nothing_fails(location, drive, graph):

@@ -9,10 +9,10 @@ and they are marked as delivered, in one transaction.
 
 # No `from __future__ import annotations`: signatures are made here for Dagster to evaluate.
 
-import copy
 import inspect
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy as duplicate
 from typing import Any, Literal
 
 import dagster as dg
@@ -176,11 +176,12 @@ def _definition(
 
 
 def _check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """Refuse what cannot go with a function that is not called when nothing changed."""
+    """Refuse partitions (decision 044)."""
     if arguments.get("partitions_def") is not None:
         raise ConfigurationError(
-            f"{function.__name__}: an asset of SharePoint files has no partitions; which files "
-            "are new is known without. Derive a partitioned asset from it."
+            f"{function.__name__}: an asset of SharePoint files has no partitions, since nothing "
+            "says to which of them a file belongs. An asset for each folder, made in a loop, or a "
+            "partitioned asset that takes this one as its input does what is meant."
         )
 
 
@@ -232,8 +233,10 @@ def _compute_function(
         fields = SharePointConfig.to_fields_dict()
         added = {name: field for name, field in fields.items() if name not in schema}
         arguments["config_schema"] = {**schema, **added}
-    if arguments.get("required_resource_keys"):
-        arguments["required_resource_keys"] = {*arguments["required_resource_keys"], *keys}
+    named_keys = arguments.get("required_resource_keys") or set()
+    # Dagster takes resources as parameters or by their keys, but not both ways at once.
+    if named_keys or set(arguments.get("resource_defs") or ()) - signature.parameters.keys():
+        arguments["required_resource_keys"] = {*named_keys, *keys}
     else:
         taken = {each.name for each in parameters}
         parameters += [_keyword(key, RESOURCE) for key in sorted(keys - taken)]
@@ -244,6 +247,12 @@ def _compute_function(
     compute.__signature__ = signature.replace(  # type: ignore[attr-defined]  # what inspect reads
         parameters=parameters, return_annotation=inspect.Signature.empty
     )
+    # Dagster reads annotations here or there, depending on its release.
+    compute.__annotations__ = {
+        each.name: each.annotation
+        for each in parameters
+        if each.annotation is not inspect.Parameter.empty
+    }
     compute.sharepoint = definition  # type: ignore[attr-defined]  # what the sensor looks for
     return compute
 
@@ -297,14 +306,15 @@ def _is_ours(context: dg.AssetExecutionContext, manager: Any) -> bool:
 
 def _with_seen_type(out: dg.AssetOut) -> dg.AssetOut:
     """Return the output with its type seeing the value."""
-    seen = copy.copy(out)
+    seen = duplicate(out)
     if out.dagster_type is not _NO_VALUE:
-        seen.dagster_type = _seen_through(_meant_type(out.dagster_type))
+        seen.dagster_type = _seen_through(out.dagster_type)
     return seen
 
 
-def _seen_through(inner: dg.DagsterType) -> dg.DagsterType:
+def _seen_through(given: object) -> dg.DagsterType:
     """Return the type of what a value travels in; where there is none, nothing does."""
+    inner: dg.DagsterType = _meant_type(given)
     return inner if inner.is_nothing else _SeenThrough(inner)
 
 

@@ -325,28 +325,32 @@ class _Run:
         self.context.log.info("Nothing to do for %s.", claim.asset_key)
         return dg.MaterializeResult(asset_key=self._key(name), metadata=metadata)
 
-    def _checks_as_before(self) -> Iterator[dg.AssetCheckResult]:
+    def _checks_as_before(self) -> Iterator[dg.AssetCheckResult | dg.Output[None]]:
         """Yield what the function's checks found when it was last called.
 
         What they were made of did not change since, so that holds: a bad file stays one, also
         in a run that has nothing to do. Where that is not known, as in the run that speaks for one
-        which was lost, Dagster shows a check as skipped.
+        which was lost, a check has an output and no result, which Dagster shows as skipped.
         """
+        specs = self.context.assets_def.check_specs_by_output_name
+        outputs = {spec.key: name for name, spec in specs.items()}
         keys = sorted(self.context.op_execution_context.selected_asset_check_keys)
         with self.store.reading() as view:
             rows = [view.asset(key.asset_key.to_escaped_user_string()) for key in keys]
         for key, row in zip(keys, rows, strict=True):
             run_id = AssetState(*row).run_id if row is not None else None
             found = self._found_by(key, run_id) if run_id is not None else None
-            if run_id is not None and found is not None:
-                yield dg.AssetCheckResult(
-                    asset_key=key.asset_key,
-                    check_name=key.name,
-                    passed=found.passed,
-                    severity=found.severity,
-                    description=found.description,
-                    metadata={**found.metadata, "sharepoint/as_in_run_id": run_id},
-                )
+            if found is None:
+                yield dg.Output(None, output_name=outputs[key])
+                continue
+            yield dg.AssetCheckResult(
+                asset_key=key.asset_key,
+                check_name=key.name,
+                passed=found.passed,
+                severity=found.severity,
+                description=found.description,
+                metadata={**found.metadata, "sharepoint/as_in_run_id": str(run_id)},
+            )
 
     def _found_by(self, key: dg.AssetCheckKey, run_id: str) -> dg.AssetCheckEvaluation | None:
         """Return what a check found in a run; None where it was not made or nobody knows."""
@@ -384,17 +388,17 @@ class _Run:
         value = getattr(event, "value", None)
         metadata = _metadata([each.file for each in files], failed, claim.held_back)
         metadata |= _rows_by_file(value, files)
-        if name in self.foreign:
+        if not self._is_to_be_stored(event, name):
+            # The function stored it itself; Dagster calls no IO manager.
+            self.store.deliver_alone(delivery)
+        elif name in self.foreign:
             claim_id = str(uuid.uuid4())
             self.store.hand_over(claim_id, delivery)
             metadata[CLAIM] = claim_id
-        elif self._is_to_be_stored(event, name):
+        else:
             acknowledge = partial(self.store.deliver, delivery=delivery)
             partial_files = None if self.definition.snapshot else PARTIAL
             value = Transacted(value, acknowledge, partial_files)
-        else:
-            # The function stored it itself; Dagster calls no IO manager.
-            self.store.deliver_alone(delivery)
         if isinstance(event, dg.Output):
             return dg.Output(
                 value,
@@ -465,20 +469,39 @@ async def _collected(generator: Any) -> _Yielded:
     return _Yielded([event async for event in generator])
 
 
-def _events(context: dg.AssetExecutionContext, result: Any) -> Iterator[Any]:
-    """Yield what a function returned as Dagster's events, as Dagster itself would."""
-    if isinstance(result, _Yielded):
-        yield from result
-        return
+def _events(context: dg.AssetExecutionContext, result: Any) -> list[Any]:
+    """Return what a function returned or yielded as Dagster's events, as Dagster itself would.
+
+    Raises:
+        ConfigurationError: It is not what the outputs and checks ask for.
+    """
+    events = result if isinstance(result, _Yielded) else list(_returned(context, result))
+    # Dagster would find that out when the rows are stored, and the next run has nothing to check.
+    checks = [each for each in events if isinstance(each, dg.AssetCheckResult)]
+    for event in events:
+        if isinstance(event, dg.MaterializeResult):
+            checks += event.check_results or ()
+    wanted = context.op_execution_context.selected_asset_check_keys
+    if len(checks) < len(wanted) and not context.assets_def.can_subset:
+        names = listed(sorted(key.name for key in wanted))
+        raise ConfigurationError(
+            f"The function has the checks {names}, and told {len(checks)} results. Return or "
+            "yield a dagster.AssetCheckResult for each."
+        )
+    return events
+
+
+def _returned(context: dg.AssetExecutionContext, result: Any) -> Iterator[Any]:
     keys = context.assets_def.keys_by_output_name
     names = [each.name for each in context.op_def.output_defs if each.name in keys]
     # Dagster's own results are tuples, too.
-    several = type(result) is tuple and len(context.op_def.output_defs) > 1
-    returned = result if several else (result,)
-    checks = [value for value in returned if isinstance(value, dg.AssetCheckResult)]
-    values = [value for value in returned if not isinstance(value, dg.AssetCheckResult)]
+    one = isinstance(result, (dg.MaterializeResult, dg.AssetCheckResult))
+    several = isinstance(result, tuple) and not one and len(context.op_def.output_defs) > 1
+    given = result if several else (result,)
+    checks = [value for value in given if isinstance(value, dg.AssetCheckResult)]
+    values = [value for value in given if not isinstance(value, dg.AssetCheckResult)]
     if all(isinstance(value, dg.MaterializeResult) for value in values):
-        yield from returned
+        yield from given
         return
     if len(values) != len(names):
         what = f"{len(values)} values" if several else f"a {type(result).__name__}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import dagster as dg
 
-from dagster_tools.errors import ConfigurationError, SharePointError
+from dagster_tools.errors import ConfigurationError, SharePointError, SharePointNotFound
 from dagster_tools.postgres.feed import FeedTables
 from dagster_tools.sharepoint import GraphClient
 from dagster_tools.sharepoint.feed import (
@@ -60,7 +60,7 @@ def sharepoint_sensor(
     Each tick takes in what changed in the libraries, one request for each in which nothing did,
     and asks for a run of each asset that has something to do and is not being run. After a
     failed run it waits before it asks again, each time twice as long. A library that was never
-    listed, or has changed more than a tick has time for, is taken in by the run.
+    listed, is gone, or has changed more than a tick has time for, is left to the run.
 
     Args:
         asset_selection: Which assets; all SharePoint assets of the code location by default.
@@ -176,7 +176,8 @@ class _Tick:
                     continue
                 try:
                     await asyncio.wait_for(take_in(client, library, self.store), left)
-                except asyncio.TimeoutError:
+                except (asyncio.TimeoutError, SharePointNotFound):
+                    # A run finds out which library is there now, or that none is.
                     self.unlisted.add(drive_id)
                 except SharePointError as error:
                     self._note(error, library.url)

@@ -33,6 +33,7 @@ class Site:
     display_name: str
     host: str
     drives: list[Drive] = field(default_factory=list)
+    _made: int = 0
 
     @property
     def url(self) -> str:
@@ -44,10 +45,15 @@ class Site:
             if drive.name == name:
                 return drive
         segment = "Shared Documents" if name == "Documents" else name
-        drive_id = f"b!{self.id[-36:-28]}{len(self.drives):04}"
+        drive_id = f"b!{self.id[-36:-28]}{self._made:04}"
         drive = Drive(drive_id, name, f"{self.url}/{quote(segment)}")
         self.drives.append(drive)
+        self._made += 1
         return drive
+
+    def delete_library(self, name: str = "Documents") -> None:
+        """Delete the library of this name; one that is made later has another id."""
+        self.drives = [drive for drive in self.drives if drive.name != name]
 
 
 def site_json(site: Site) -> Json:

@@ -15,7 +15,9 @@ from typing import Any
 __all__ = ["CONTEXT", "all_at_once", "running"]
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.promises.writing", "tests.pipelines"])
+CONTEXT.set_forkserver_preload(
+    ["tests.promises.writing", "tests.pipelines", "tests.test_sharepoint_asset"]
+)
 
 SECONDS = 120.0
 

@@ -15,7 +15,10 @@ from dagster_tools.postgres.names import Table
 from dagster_tools.sql import SQL, Query
 from tests.fix_pgbouncer import pooler
 from tests.fix_servers import Database
+from tests.pipelines import manager_for
 from tests.promises.writing import ids, load, numbers, run, write
+from tests.test_sharepoint_asset import failure, resource_of, results_asset, rows
+from tests.test_sharepoint_asset import run as run_asset
 
 pytestmark = pytest.mark.direct("pgbouncer", "tls", reason="it has poolers of its own")
 
@@ -108,6 +111,26 @@ def test_loads_and_writes_at_once_finish_in_a_pool_of_one(database):
 
     assert found == [MANY] * 4
     assert len(ids(database)) == MANY
+
+
+def test_sharepoint_files_are_followed_through_a_pool_of_one(database, graph, drive):
+    calls: list[dict[str, str]] = []
+    asset = results_asset(calls, on_file_error="quarantine")
+    with pooler(database, connections=1) as running:
+        pooled = running.route(database)
+        resources = {
+            "sharepoint": resource_of(graph, pooled),
+            "postgres_io_manager": manager_for(pooled, schema="lab"),
+        }
+        for content in ("x\n1\n", "", "x\n2\n"):
+            drive.write("/Results/a.csv", content)
+
+            result = run_asset(asset, resources)
+
+            assert result.success, failure(result)
+
+    assert [list(call.values()) for call in calls] == [["created"], ["changed"], ["changed"]]
+    assert rows(database) == [(2,)]
 
 
 def test_a_connection_that_was_read_from_goes_back_into_the_pool(database, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime, timezone
 from typing import Any
 
 import psycopg
@@ -18,6 +19,9 @@ from tests.fix_graph import client_of, library_of
 from tests.fix_servers import Database
 from tests.graph import Drive, Graph
 from tests.graph.faults import asking_for_resync, delayed, failing, looping, meanwhile
+from tests.graph.resources import quick_xor_hash
+
+OLD = datetime(2020, 1, 1, tzinfo=timezone.utc)
 
 
 @pytest.fixture
@@ -52,6 +56,18 @@ class Follower:
     async def take_in(self, **options: Any) -> None:
         async with client_of(self.graph, page_size=self.page_size) as client:
             await take_in(client, self.library, self.store, **options)
+
+    def stored(self) -> list[Any]:
+        """Return all that is known of the library."""
+        drive_id = self.library.drive_id
+        with self.store.reading() as view:
+            folders = list(view.folders(drive_id))
+            compared = view.compared("nobody", drive_id, [row[0] for row in folders])
+            files = [item for item, _ in compared]
+            return [
+                *view.library_states([drive_id])[drive_id],
+                *sorted([*folders, *files], key=str),
+            ]
 
     def work(self, watch: Watch = WATCH, **options: Any) -> Claim:
         with self.store.reading() as view:
@@ -221,20 +237,33 @@ async def test_a_file_deleted_and_made_anew_between_pages_is_delivered_under_its
     }
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [failing(500), failing(400), asking_for_resync(), looping()],
+    ids=["500", "400", "410", "page loop"],
+)
+@pytest.mark.parametrize("known", [False, True], ids=["first listing", "later delta"])
 async def test_a_take_in_that_fails_leaves_the_link_and_the_tree_as_they_were(
-    follower, drive, graph
+    follower, drive, graph, fault, known
 ):
     follower.page_size = 2
+    drive.write("/Results/a.csv", "1")
+    if known:
+        await follower.follow()
+    before = follower.stored()
     for number in range(5):
         drive.write(f"/Results/{number}.csv", "1")
-    graph.faults.add("delta", failing(500), after=1, times=20)
+    drive.delete("/Results/a.csv")
+    graph.faults.add("delta", fault, after=1, times=1000)
 
     with pytest.raises(SharePointError):
         await follower.take_in()
 
+    assert follower.stored() == before
     assert told(follower.work()) == {}
     graph.faults._planned.clear()
-    assert len(await follower.follow()) == 5
+    changes = {f"/Results/{number}.csv": "created" for number in range(5)}
+    assert await follower.follow() == changes | ({"/Results/a.csv": "deleted"} if known else {})
 
 
 async def test_pages_that_go_round_in_circles_are_listed_anew(follower, drive, graph):
@@ -332,6 +361,35 @@ async def test_a_reset_asset_gets_everything_again_and_is_told_what_was_deleted(
     follower.store.reset_asset("asset")
 
     assert told(follower.work()) == {"/Results/a.csv": "changed", "/Results/b.csv": "deleted"}
+
+
+async def test_a_change_that_neither_time_size_nor_hash_shows_is_delivered(follower, drive):
+    """A tool wrote the file that keeps its time; Microsoft's hash is the same for both contents."""
+    before, after = b"x,y\n3,4\n" * 1000, b"x,y\n5,6\n" * 1000
+    assert quick_xor_hash(before) == quick_xor_hash(after)
+    drive.write("/Results/a.csv", before)
+    drive["/Results/a.csv"].modified = OLD
+    await follower.follow()
+
+    drive.write("/Results/a.csv", after)
+    drive["/Results/a.csv"].modified = OLD
+
+    assert await follower.follow() == {"/Results/a.csv": "changed"}
+
+
+async def test_what_deltas_left_out_is_found_by_the_listing_of_each_week(follower, drive, database):
+    drive.write("/Results/a.csv", "1")
+    drive.write("/Results/b.csv", "1")
+    await follower.follow()
+    drive.delete("/Results/a.csv", silently=True)
+    assert await follower.follow() == {}
+
+    with database.connect() as connection:
+        connection.execute(
+            "UPDATE meta.sharepoint_libraries SET listed_at = now() - interval '7 days 1 minute'"
+        )
+
+    assert await follower.follow() == {"/Results/a.csv": "deleted"}
 
 
 async def test_a_reset_library_is_listed_in_full(follower, drive, graph):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime, timezone
 
 import pytest
 
@@ -271,8 +272,9 @@ def test_a_change_is_read_off_the_difference_of_two_states(before, after, change
 
 def test_neither_time_nor_size_makes_a_change_and_an_etag_alone_does():
     before = at("/R/a.csv", "1")
-    other_size = Located(replace(before.item, size=99), before.path)
-    same_size = Located(replace(before.item, etag="2"), before.path)
+    later = datetime(2030, 1, 1, tzinfo=timezone.utc)
+    other = Located(replace(before.item, size=99, modified=later, created=later), before.path)
+    same = Located(replace(before.item, etag="2"), before.path)
 
-    assert change_between(before, other_size) is None
-    assert change_between(before, same_size) == "changed"
+    assert change_between(before, other) is None
+    assert change_between(before, same) == "changed"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from importlib import resources
@@ -23,17 +23,18 @@ from dagster_tools.postgres.connection import (
     Connection,
     ConnectionSettings,
     connect,
+    libpq_uri,
     transaction,
     translated,
 )
 from dagster_tools.postgres.names import check_schema_name
-from dagster_tools.postgres.tracking import create_schema, lock_feed
+from dagster_tools.postgres.privileges import Purpose, explained
+from dagster_tools.postgres.tracking import FEED_TABLES, create_schema, lock_feed
 
 __all__ = ["Delivery", "Failure", "FeedStatus", "FeedTables", "FeedView", "Listing"]
 
 Row: TypeAlias = Sequence[Any]
 
-TABLES = ("libraries", "addresses", "items", "assets", "delivered", "failures")
 _DDL = resources.files(__package__).joinpath("feed.sql").read_text(encoding="utf-8")
 
 ITEM_COLUMNS = (
@@ -284,7 +285,10 @@ class FeedTables:
             ConfigurationError: It is stored in another database than the feed.
             DatabaseError: Another run delivered something meanwhile.
         """
-        with translated("recording what was delivered"):
+        with (
+            self._explained(connection, "deliver"),
+            translated("recording what was delivered"),
+        ):
             self._check_turn(connection, delivery)
             self._record(connection, delivery)
 
@@ -581,8 +585,12 @@ class FeedTables:
         )
 
     @contextmanager
-    def _connected(self, step: str) -> Iterator[Connection]:
-        with closing(connect(self.settings)) as connection, translated(step):
+    def _connected(self, step: str, *purposes: Purpose) -> Iterator[Connection]:
+        with (
+            closing(connect(self.settings)) as connection,
+            self._explained(connection, "look at the feed", *purposes),
+            translated(step),
+        ):
             if not self._made:
                 self._make(connection)
                 self._made.append(True)
@@ -590,15 +598,27 @@ class FeedTables:
 
     @contextmanager
     def _changing(self, step: str) -> Iterator[Connection]:
-        with self._connected(step) as connection, transaction(connection, long=True):
+        with (
+            self._connected(step, "keep the feed") as connection,
+            transaction(connection, long=True),
+        ):
             yield connection
+
+    def _explained(
+        self, connection: Connection, *purposes: Purpose
+    ) -> AbstractContextManager[None]:
+        return explained(libpq_uri(connection), None, self.schema, *purposes)
 
     def _make(self, connection: Connection) -> None:
         """Create the tables where they are missing; one of many starters does it."""
         if self._exist(connection):
             return
         create_schema(connection, self.schema)
-        with transaction(connection):
+        with (
+            self._explained(connection, "keep the feed"),
+            translated("creating the tables of the SharePoint feed"),
+            transaction(connection),
+        ):
             lock_feed(connection, self.schema)
             if not self._exist(connection):
                 # The simple protocol takes several statements at once, the extended does not.
@@ -614,13 +634,13 @@ class FeedTables:
             WHERE n.nspname = $1
               AND c.relname = ANY ($2)
             """,
-            [self.schema, [f"sharepoint_{name}" for name in TABLES]],
+            [self.schema, [f"sharepoint_{name}" for name in FEED_TABLES]],
         ).fetchone()
-        return row == (len(TABLES),)
+        return row == (len(FEED_TABLES),)
 
     def composed(self, statement: sql.SQL, **more: sql.Composable) -> Composed:
         """Return a statement in which the tables' short names are theirs."""
-        tables = {name: Identifier(self.schema, f"sharepoint_{name}") for name in TABLES}
+        tables = {name: Identifier(self.schema, f"sharepoint_{name}") for name in FEED_TABLES}
         return statement.format(**tables, **more)
 
 

@@ -20,14 +20,19 @@ from dagster_tools.postgres.names import Table
 
 __all__ = ["Purpose", "explained"]
 
-Purpose: TypeAlias = Literal["read", "write", "look up", "record"]
-"""What is done: to rows of the table, and to what the tracking tables know of them."""
+Purpose: TypeAlias = Literal[
+    "read", "write", "look up", "record", "look at the feed", "keep the feed", "deliver"
+]
+"""What is done: to rows of the table; to what the tracking tables know of them; to the tables of
+the SharePoint feed, of which some are written to in the transaction that writes rows, too."""
 
 _QUERY = resources.files(__package__).joinpath("privileges.sql").read_text(encoding="utf-8")
 
 
 @contextmanager
-def explained(uri: str, table: Table, tracking_schema: str, *purposes: Purpose) -> Iterator[None]:
+def explained(
+    uri: str, table: Table | None, tracking_schema: str, *purposes: Purpose
+) -> Iterator[None]:
     """Add to an error about privileges the GRANTs that cure it, for an administrator to run.
 
     Args:
@@ -50,13 +55,13 @@ def explained(uri: str, table: Table, tracking_schema: str, *purposes: Purpose) 
 
 
 def _missing(
-    uri: str, table: Table, tracking_schema: str, purposes: tuple[Purpose, ...]
+    uri: str, table: Table | None, tracking_schema: str, purposes: tuple[Purpose, ...]
 ) -> list[str]:
-    names = [table.schema, table.name, tracking_schema]
+    place = [table.schema, table.name] if table is not None else [None, None]
     try:
         with closing(connect_again(uri)) as asking:
             role = Identifier(asking.info.user).as_string()
-            rows = asking.execute(_QUERY, names).fetchall()
+            rows = asking.execute(_QUERY, [*place, tracking_schema]).fetchall()
     except psycopg.Error:
         return []
     return [f"GRANT {grant} TO {role};" for purpose, grant in rows if purpose in purposes]

@@ -17,6 +17,7 @@ from dagster_tools.postgres.ddl import MATERIALIZATION_SETTING, compose_create_s
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table, check_schema_name, check_text
 
 __all__ = [
+    "FEED_TABLES",
     "Counts",
     "Lineage",
     "Loaded",
@@ -32,6 +33,8 @@ __all__ = [
 ]
 
 TABLES = frozenset({"assets", "materializations", "leftovers", "watermarks"})
+FEED_TABLES = ("libraries", "addresses", "items", "assets", "delivered", "failures")
+"""Those of `feed`, which lie beside them as sharepoint_libraries and so on."""
 _DDL = resources.files(__package__).joinpath("tracking.sql").read_text(encoding="utf-8")
 
 
@@ -139,10 +142,13 @@ class Tracking:
         check_schema_name("tracking schema", self.schema)
 
     def check_target(self, table: Table) -> None:
-        """Refuse to keep an asset in one of the tracking tables."""
-        if table.schema == self.schema and table.name in TABLES:
+        """Refuse to keep an asset in one of the tracking tables, or of those of the feed."""
+        says = "which run wrote which rows" if table.name in TABLES else None
+        if table.name in {f"sharepoint_{name}" for name in FEED_TABLES}:
+            says = "which SharePoint files were delivered"
+        if table.schema == self.schema and says is not None:
             raise ConfigurationError(
-                f"{table} is one of the tables that say which run wrote which rows. Point the "
+                f"{table} is one of the tables that say {says}. Point the "
                 "asset's schema or table metadata elsewhere, or the IO manager's tracking_schema."
             )
 

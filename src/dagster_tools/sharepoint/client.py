@@ -276,7 +276,9 @@ class GraphClient:
                 facts, f"Microsoft Graph refuses {subject} ({said}). {needed}"
             )
         if answer.status == 404:
-            return SharePointNotFound.because_of(facts, f"There is no {subject} ({said}).")
+            return SharePointNotFound.because_of(
+                facts, f"Microsoft Graph finds no {subject} ({said})."
+            )
         return facts
 
     def permissions_needed(self) -> str:
