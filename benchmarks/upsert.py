@@ -126,6 +126,10 @@ def _tenth(rows: pd.DataFrame) -> pd.DataFrame:
     return _changed(rows[rows["id"] % 10 == 0]).reset_index(drop=True)
 
 
+def _few(rows: pd.DataFrame) -> pd.DataFrame:
+    return _changed(rows[rows["id"] % 100 == 0]).reset_index(drop=True)
+
+
 def _shuffled(rows: pd.DataFrame) -> pd.DataFrame:
     order = np.random.default_rng(1).permutation(len(rows))
     return _changed(rows).iloc[order].reset_index(drop=True)
@@ -136,6 +140,8 @@ CASES = {
     "changed": Case("all rows changed", _changed),
     "shuffled": Case("all rows changed, in no order", _shuffled),
     "one-percent": Case("1 % of the rows changed", _one_percent),
+    "tenth": Case("a tenth of the rows, changed", _tenth),
+    "few": Case("a hundredth of the rows, changed", _few),
     "unchanged": Case("all rows unchanged", lambda rows: rows),
     "delete": Case("delete a tenth by its keys, insert it", _tenth, keyed=False, deletes=True),
     "delete-keyed": Case("the same with a primary key declared", _tenth, deletes=True),

@@ -57,6 +57,11 @@ MEMORY = 64 * 1024
 default of 4 MB, 3.9 s with this, and 3.7 s with 256 MB. The INSERT hashes keys alone, and had
 better not: where both tables lie in the order of the key, it merges in two thirds of the time."""
 
+RANDOM_PAGE_COST = 1.1
+"""What the planner counts for a page found by key, in units of one read in sequence. The server's
+default of 4 is for a disk that has to seek, and pages of rows to be updated are read anyway. With
+it the UPDATE read a million rows to find ten thousand, in 0.58 s; by key it took 0.16 s."""
+
 CONTENTION = frozenset(
     kind.sqlstate
     for kind in (errors.LockNotAvailable, errors.UniqueViolation, errors.DeadlockDetected)
@@ -181,13 +186,32 @@ def _merge(
     Where the first finds work for every row, the second is spared.
     """
     deleted = delete()
-    if _mostly_new(connection, table, staged):
-        inserted = _insert(connection, table, staged)
-        done = sum(inserted.values()) == staged.count
-        return Upserted(inserted, {} if done else _update(connection, table, staged), deleted)
-    updated = _update(connection, table, staged)
-    done = sum(updated.values()) == staged.count
-    return Upserted({} if done else _insert(connection, table, staged), updated, deleted)
+    with _cheap_lookups(connection, staged):
+        if _mostly_new(connection, table, staged):
+            inserted = _insert(connection, table, staged)
+            done = sum(inserted.values()) == staged.count
+            return Upserted(inserted, {} if done else _update(connection, table, staged), deleted)
+        updated = _update(connection, table, staged)
+        done = sum(updated.values()) == staged.count
+        return Upserted({} if done else _insert(connection, table, staged), updated, deleted)
+
+
+@contextmanager
+def _cheap_lookups(connection: Connection, staged: Staged) -> Iterator[None]:
+    """Let the planner look keys up where it would read the whole table."""
+    if not staged.large:
+        yield
+        return
+    connection.execute(
+        """
+        SELECT pg_catalog.set_config('random_page_cost', least(
+            $1::float8, pg_catalog.current_setting('random_page_cost')::float8
+        )::text, true)
+        """,
+        [RANDOM_PAGE_COST],
+    )
+    yield
+    connection.execute("SET LOCAL random_page_cost TO DEFAULT")
 
 
 def _mostly_new(connection: Connection, table: Table, staged: Staged) -> bool:
