@@ -20,7 +20,8 @@ from pathlib import Path
 
 from dagster_tools.embedded import Server
 from dagster_tools.postgres.connection import connect, transaction, url_settings
-from dagster_tools.postgres.feed import Delivery, FeedTables
+from dagster_tools.postgres.feed import FeedTables
+from dagster_tools.postgres.feed_rows import Delivery
 from dagster_tools.sharepoint import ClientSecret, Cloud, GraphClient, Suffix, Watch
 from dagster_tools.sharepoint.feed import AssetState, Claim, Watched, find_work, resolve, take_in
 

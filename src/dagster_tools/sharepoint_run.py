@@ -15,7 +15,8 @@ import dagster as dg
 from pydantic import Field
 
 from dagster_tools.errors import ConfigurationError, FileDeleted, SharePointNotFound, listed
-from dagster_tools.postgres.feed import Delivery, Failure, FeedTables
+from dagster_tools.postgres.feed import FeedTables
+from dagster_tools.postgres.feed_rows import Delivery, Failure
 from dagster_tools.sharepoint import GraphClient, SharePointFile, Watch, find_folder
 from dagster_tools.sharepoint.blocking import BlockingFile
 from dagster_tools.sharepoint.feed import (

@@ -170,7 +170,7 @@ async def cut_and_take_in_again(
 
 BEFORE_COMMIT = {
     "a page of what changed has come": "sharepoint.feed:_Enumeration.add",
-    "what changed is in the tables and not committed": "postgres.feed:Listing.apply",
+    "what changed is in the tables and not committed": "postgres.feed_listing:Listing.apply",
     "what changed was taken in": "sharepoint_run:bring_up_to_date",
     "the function has read a file": "sharepoint.files:SharePointFile.read_csv",
     "rows and files are written and not committed": "postgres.feed:FeedTables.deliver",

@@ -11,7 +11,8 @@ import pytest
 
 from dagster_tools.errors import DatabaseError
 from dagster_tools.postgres.connection import ConnectionSettings, connect, transaction
-from dagster_tools.postgres.feed import Delivery, Failure, FeedTables
+from dagster_tools.postgres.feed import FeedTables
+from dagster_tools.postgres.feed_rows import Delivery, Failure
 from tests.fix_servers import Database, Role
 from tests.graph import Drive, Graph
 from tests.pipelines import manager_for

@@ -10,9 +10,10 @@ import psycopg
 import pytest
 
 from dagster_tools.errors import SharePointError
-from dagster_tools.postgres import feed as tables
+from dagster_tools.postgres import feed_rows as tables
 from dagster_tools.postgres.connection import ConnectionSettings
 from dagster_tools.postgres.feed import FeedTables
+from dagster_tools.postgres.feed_view import FeedView
 from dagster_tools.sharepoint import Suffix, Watch
 from dagster_tools.sharepoint.feed import ITEM_FIELDS, Claim, Delivered, Watched, find_work, take_in
 from tests.fix_graph import client_of, library_of
@@ -317,7 +318,7 @@ async def test_where_nothing_changed_one_page_is_asked_for_and_no_file_is_looked
     drive.write("/Results/a.csv", "1")
     await follower.follow()
     asked = graph.count()
-    monkeypatch.setattr(tables.FeedView, "compared", None)
+    monkeypatch.setattr(FeedView, "compared", None)
 
     await follower.take_in()
     claim = follower.work()

@@ -1,22 +1,15 @@
-"""The SharePoint feed in PostgreSQL: the SQL of it, and nothing of SharePoint.
-
-Rows of items are what `dagster_tools.sharepoint.feed.ITEM_FIELDS` says, which are the columns of
-`sharepoint_items` but the first.
-"""
+"""The SharePoint feed in PostgreSQL: the SQL of it, and nothing of SharePoint."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from importlib import resources
-from typing import Any, TypeAlias
 
 import psycopg
 from psycopg import sql
-from psycopg.sql import Composed, Identifier
+from psycopg.sql import Identifier
 
 from dagster_tools.errors import ConfigurationError, DatabaseError
 from dagster_tools.postgres.connection import (
@@ -27,109 +20,23 @@ from dagster_tools.postgres.connection import (
     transaction,
     translated,
 )
+from dagster_tools.postgres.feed_listing import Listing
+from dagster_tools.postgres.feed_rows import (
+    DELIVERED_COLUMNS,
+    Delivery,
+    Failure,
+    FeedNames,
+    FeedStatus,
+    Row,
+)
+from dagster_tools.postgres.feed_view import FeedView
 from dagster_tools.postgres.names import check_schema_name
 from dagster_tools.postgres.privileges import Purpose, explained
 from dagster_tools.postgres.tracking import FEED_TABLES, create_schema, lock_feed
 
-__all__ = ["Delivery", "Failure", "FeedStatus", "FeedTables", "FeedView", "Listing"]
-
-Row: TypeAlias = Sequence[Any]
+__all__ = ["FeedTables"]
 
 _DDL = resources.files(__package__).joinpath("feed.sql").read_text(encoding="utf-8")
-
-ITEM_COLUMNS = (
-    "id",
-    "kind",
-    "parent_id",
-    "name",
-    "etag",
-    "ctag",
-    "size",
-    "created",
-    "modified",
-    "modified_by",
-    "url",
-    "child_count",
-)
-DELIVERED_COLUMNS = (
-    "drive_id",
-    "id",
-    "etag",
-    "path",
-    "url",
-    "size",
-    "created",
-    "modified",
-    "modified_by",
-)
-AT_A_TIME = 2000
-"""Rows fetched at a time where all of them are streamed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
-    """What an asset has once it has stored what it was handed.
-
-    Args:
-        token: The asset's, when the work was found; with `deliveries` the state it is based on.
-            None and 0 where there was none.
-        watch: What it watches, in words.
-        files: Rows of `DELIVERED_COLUMNS`.
-        gone: Drive and id of files it has no longer.
-        clean: The signature at which nothing is left to do; None where something is.
-    """
-
-    asset_key: str
-    run_id: str
-    token: str
-    deliveries: int
-    watch: str
-    files: Sequence[Row]
-    gone: Sequence[tuple[str, str]]
-    clean: str | None
-
-    def dumped(self) -> str:
-        """Return the part that is kept of it as JSON while it is not known to be stored."""
-        kept = {"files": self.files, "gone": self.gone, "clean": self.clean, "watch": self.watch}
-        return json.dumps(kept, default=datetime.isoformat)
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A file that an asset failed to read.
-
-    Args:
-        quarantined: It is left out until it changes; otherwise the run failed.
-    """
-
-    asset_key: str
-    drive_id: str
-    id: str
-    etag: str | None
-    path: str
-    url: str
-    attempts: int
-    error: str
-    failed_at: datetime | None
-    quarantined: bool
-
-
-@dataclass(frozen=True, slots=True)
-class FeedStatus:
-    """An asset of the feed, as the shell shows it.
-
-    Args:
-        pending: Files to be delivered when the sensor last looked, or a run ended.
-    """
-
-    asset_key: str
-    watch: str
-    pending: int
-    delivered: int
-    deliveries: int
-    delivered_at: datetime | None
-    run_id: str | None
-    failures: Sequence[Failure]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +53,11 @@ class FeedTables:
     def __post_init__(self) -> None:
         check_schema_name("tracking schema", self.schema)
 
+    @property
+    def names(self) -> FeedNames:
+        """What the tables are called."""
+        return FeedNames(self.schema)
+
     # --- looking ----------------------------------------------------------------------------
 
     @contextmanager
@@ -155,13 +67,13 @@ class FeedTables:
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             connection.read_only = True
             with connection.transaction():
-                yield FeedView(connection, self)
+                yield FeedView(connection, self.names)
 
     def address(self, site: str, library: str) -> Row | None:
         """Return the row of the library that words were found to mean."""
         with self._connected("reading the SharePoint feed") as connection:
             return connection.execute(
-                self.composed(
+                self.names.composed(
                     sql.SQL("""
                     SELECT drive_id, name, url, site_id, site_name, site_url
                     FROM {addresses} JOIN {libraries} USING (drive_id)
@@ -183,7 +95,7 @@ class FeedTables:
         """Remember which library words mean: drive, name and URL; id, name and URL of the site."""
         with self._changing("recording a SharePoint library") as connection:
             connection.execute(
-                self.composed(
+                self.names.composed(
                     sql.SQL("""
                     INSERT INTO {libraries} (drive_id, name, url, site_id, site_name, site_url)
                     VALUES ($1, $2, $3, $4, $5, $6)
@@ -198,7 +110,7 @@ class FeedTables:
                 list(row),
             )
             connection.execute(
-                self.composed(
+                self.names.composed(
                     sql.SQL("""
                     INSERT INTO {addresses} (site, library, drive_id)
                     VALUES ($1, $2, $3)
@@ -212,7 +124,9 @@ class FeedTables:
         """Forget which library words mean."""
         with self._changing("forgetting a SharePoint library") as connection:
             connection.execute(
-                self.composed(sql.SQL("DELETE FROM {addresses} WHERE site = $1 AND library = $2")),
+                self.names.composed(
+                    sql.SQL("DELETE FROM {addresses} WHERE site = $1 AND library = $2")
+                ),
                 [site, library],
             )
 
@@ -231,7 +145,7 @@ class FeedTables:
         """
         with self._changing("taking in what changed in a SharePoint library") as connection:
             locked = connection.execute(
-                self.composed(
+                self.names.composed(
                     sql.SQL(
                         "SELECT generation FROM {libraries} WHERE drive_id = $1 FOR NO KEY UPDATE"
                     )
@@ -241,7 +155,7 @@ class FeedTables:
             if locked != (generation,):
                 yield None
                 return
-            listing = Listing(connection, self, drive_id)
+            listing = Listing(connection, self.names, drive_id)
             listing.load(rows)
             yield listing
 
@@ -249,7 +163,7 @@ class FeedTables:
         """Ask from this link next time, as nothing changed; tell whether that still holds."""
         with self._changing("recording that nothing changed in a SharePoint library") as connection:
             cursor = connection.execute(
-                self.composed(
+                self.names.composed(
                     sql.SQL("""
                     UPDATE {libraries} SET delta_link = $3, taken_at = pg_catalog.now()
                     WHERE drive_id = $1
@@ -266,7 +180,7 @@ class FeedTables:
         """See to it that an asset has a row, without which nothing can be delivered to it."""
         with self._changing("recording a SharePoint asset") as connection:
             connection.execute(
-                self.composed(
+                self.names.composed(
                     sql.SQL("""
                     INSERT INTO {assets} (asset_key, watch)
                     VALUES ($1, $2)
@@ -301,7 +215,7 @@ class FeedTables:
         """Record, in a transaction of its own, that there was nothing left to do."""
         with self._changing("recording that nothing is left to do") as connection:
             connection.execute(
-                self.composed(
+                self.names.composed(
                     sql.SQL("""
                     UPDATE {assets} SET clean = $3, watch = $4, pending = 0
                     WHERE asset_key = $1
@@ -315,7 +229,7 @@ class FeedTables:
         """Record how many files are to be delivered to assets, for the shell to show."""
         with self._changing("recording what is left to do") as connection:
             connection.execute(
-                self.composed(
+                self.names.composed(
                     sql.SQL("""
                     UPDATE {assets} AS a SET pending = given.pending
                     FROM ROWS FROM (
@@ -332,7 +246,9 @@ class FeedTables:
         """Record that this run tells of what another has stored that ended before it could."""
         with self._changing("recording what was delivered") as connection:
             connection.execute(
-                self.composed(sql.SQL("UPDATE {assets} SET run_id = $2 WHERE asset_key = $1")),
+                self.names.composed(
+                    sql.SQL("UPDATE {assets} SET run_id = $2 WHERE asset_key = $1")
+                ),
                 [asset_key, run_id],
             )
 
@@ -341,7 +257,7 @@ class FeedTables:
         with self._changing("recording what was handed over") as connection:
             self._check_turn(connection, delivery)
             connection.execute(
-                self.composed(
+                self.names.composed(
                     sql.SQL("""
                     UPDATE {assets} SET claim_id = $2, claim = $3, run_id = $4
                     WHERE asset_key = $1
@@ -375,7 +291,7 @@ class FeedTables:
     ) -> Delivery | None:
         """Lock the asset's row; return what was handed over, if it was that."""
         row = connection.execute(
-            self.composed(
+            self.names.composed(
                 sql.SQL(
                     """
                     SELECT token::text, deliveries, run_id, claim
@@ -400,7 +316,7 @@ class FeedTables:
         with self._changing("recording files that could not be read") as connection:
             for each in failures:
                 connection.execute(
-                    self.composed(
+                    self.names.composed(
                         sql.SQL("""
                         INSERT INTO {failures} AS f (
                             asset_key, drive_id, id, etag, path, url,
@@ -438,7 +354,7 @@ class FeedTables:
         """
         with self._changing("resetting a SharePoint asset") as connection:
             found = connection.execute(
-                self.composed(
+                self.names.composed(
                     sql.SQL("""
                     UPDATE {assets} SET
                         clean = NULL, claim_id = NULL, claim = NULL, deliveries = deliveries + 1
@@ -448,11 +364,14 @@ class FeedTables:
                 [asset_key],
             )
             connection.execute(
-                self.composed(sql.SQL("UPDATE {delivered} SET etag = NULL WHERE asset_key = $1")),
+                self.names.composed(
+                    sql.SQL("UPDATE {delivered} SET etag = NULL WHERE asset_key = $1")
+                ),
                 [asset_key],
             )
             connection.execute(
-                self.composed(sql.SQL("DELETE FROM {failures} WHERE asset_key = $1")), [asset_key]
+                self.names.composed(sql.SQL("DELETE FROM {failures} WHERE asset_key = $1")),
+                [asset_key],
             )
         return found.rowcount > 0
 
@@ -460,7 +379,7 @@ class FeedTables:
         """Let everything in a library be listed anew; tell whether there is such a library."""
         with self._changing("resetting a SharePoint library") as connection:
             found = connection.execute(
-                self.composed(
+                self.names.composed(
                     sql.SQL("""
                     UPDATE {libraries} SET delta_link = NULL, listed_at = NULL
                     WHERE url = $1
@@ -476,12 +395,12 @@ class FeedTables:
     def _check_turn(self, connection: Connection, delivery: Delivery) -> None:
         exists = connection.execute(
             "SELECT pg_catalog.to_regclass($1) IS NOT NULL",
-            [Identifier(self.schema, "sharepoint_assets").as_string()],
+            [self.names.table("assets").as_string()],
         ).fetchone()
         row = None
         if exists == (True,):
             row = connection.execute(
-                self.composed(
+                self.names.composed(
                     sql.SQL("""
                     SELECT token::text, deliveries
                     FROM {assets}
@@ -509,7 +428,7 @@ class FeedTables:
         self._forget(connection, delivery.asset_key, [*delivery.files, *delivery.gone])
         self._insert_delivered(connection, delivery.asset_key, delivery.files)
         connection.execute(
-            self.composed(
+            self.names.composed(
                 sql.SQL("""
                 UPDATE {assets} SET
                     deliveries = deliveries + 1,
@@ -530,7 +449,7 @@ class FeedTables:
         """Forget what was known of files, and failures of those that are there no longer."""
         for table in ("delivered", "failures"):
             connection.execute(
-                self.composed(
+                self.names.composed(
                     sql.SQL("""
                     DELETE FROM {table} AS t
                     USING ROWS FROM (
@@ -540,12 +459,12 @@ class FeedTables:
                       AND t.drive_id = named.drive_id
                       AND t.id = named.id
                     """),
-                    table=Identifier(self.schema, f"sharepoint_{table}"),
+                    table=self.names.table(table),
                 ),
                 [key, [row[0] for row in named], [row[1] for row in named]],
             )
         connection.execute(
-            self.composed(
+            self.names.composed(
                 sql.SQL("""
                 DELETE FROM {failures} AS f
                 WHERE f.asset_key = $1
@@ -566,7 +485,7 @@ class FeedTables:
     ) -> None:
         columns = list(zip(*files, strict=True)) if files else [()] * len(DELIVERED_COLUMNS)
         connection.execute(
-            self.composed(
+            self.names.composed(
                 sql.SQL("""
                 INSERT INTO {delivered} (
                     asset_key, drive_id, id, etag, path, url, size, created, modified, modified_by
@@ -637,357 +556,3 @@ class FeedTables:
             [self.schema, [f"sharepoint_{name}" for name in FEED_TABLES]],
         ).fetchone()
         return row == (len(FEED_TABLES),)
-
-    def composed(self, statement: sql.SQL, **more: sql.Composable) -> Composed:
-        """Return a statement in which the tables' short names are theirs."""
-        tables = {name: Identifier(self.schema, f"sharepoint_{name}") for name in FEED_TABLES}
-        return statement.format(**tables, **more)
-
-
-@dataclass(frozen=True, slots=True)
-class FeedView:
-    """The feed at one moment, within a transaction that reads."""
-
-    connection: Connection
-    tables: FeedTables
-
-    def library_states(self, drive_ids: Collection[str]) -> Mapping[str, Row]:
-        """Return link, generation and time of the last full listing, by library."""
-        rows = self._asked(
-            sql.SQL("""
-            SELECT drive_id, delta_link, generation, listed_at
-            FROM {libraries}
-            WHERE drive_id = ANY ($1)
-            """),
-            list(drive_ids),
-        )
-        return {drive_id: state for drive_id, *state in rows}
-
-    def library(self, drive_id: str) -> Row | None:
-        """Return drive, name and URL of a library; id, name and URL of its site."""
-        rows = self._asked(
-            sql.SQL("""
-            SELECT drive_id, name, url, site_id, site_name, site_url
-            FROM {libraries}
-            WHERE drive_id = $1
-            """),
-            drive_id,
-        )
-        return next(iter(rows), None)
-
-    def asset(self, asset_key: str) -> Row | None:
-        """Return token, deliveries, clean, run and claim of an asset."""
-        rows = self._asked(
-            sql.SQL("""
-            SELECT token::text, deliveries, clean, run_id, claim_id::text
-            FROM {assets}
-            WHERE asset_key = $1
-            """),
-            asset_key,
-        )
-        return next(iter(rows), None)
-
-    def folders(self, drive_id: str) -> Iterable[Row]:
-        """Return what is stored of a library's folders, also of those that were deleted."""
-        return self._asked(
-            sql.SQL("SELECT {columns} FROM {items} WHERE drive_id = $1 AND kind <> 'file'"),
-            drive_id,
-        )
-
-    def delivered_drives(self, asset_key: str) -> Collection[str]:
-        """Return the libraries an asset was delivered files of."""
-        rows = self._asked(
-            sql.SQL("SELECT DISTINCT drive_id FROM {delivered} WHERE asset_key = $1"), asset_key
-        )
-        return [drive_id for (drive_id,) in rows]
-
-    def compared(
-        self, asset_key: str, drive_id: str, folder_ids: Sequence[str]
-    ) -> Iterator[tuple[Row | None, Row | None]]:
-        """Yield the files in some folders, and those delivered to an asset, side by side."""
-        statement = self.tables.composed(
-            sql.SQL("""
-            SELECT {columns}, {delivered_columns}
-            FROM (
-                SELECT *
-                FROM {items}
-                WHERE drive_id = $2
-                  AND kind = 'file'
-                  AND parent_id = ANY ($3)
-            ) AS item
-            FULL JOIN (
-                SELECT *
-                FROM {delivered}
-                WHERE asset_key = $1
-                  AND drive_id = $2
-            ) AS delivered ON delivered.id = item.id
-            """),
-            columns=_columns("item", ITEM_COLUMNS),
-            delivered_columns=_columns("delivered", DELIVERED_COLUMNS),
-        )
-        width = len(ITEM_COLUMNS)
-        with psycopg.RawServerCursor(self.connection, "sharepoint_compared") as cursor:
-            cursor.itersize = AT_A_TIME
-            cursor.execute(statement, [asset_key, drive_id, list(folder_ids)])
-            for row in cursor:
-                item, delivered = row[:width], row[width:]
-                yield (
-                    item if item[0] is not None else None,
-                    delivered if delivered[1] is not None else None,
-                )
-
-    def quarantined(self, asset_key: str) -> Collection[tuple[str, str, str | None]]:
-        """Return drive, id and version of the files that are left out until they change."""
-        return [
-            (drive_id, item_id, etag)
-            for drive_id, item_id, etag in self._asked(
-                sql.SQL(
-                    "SELECT drive_id, id, etag FROM {failures} WHERE asset_key = $1 AND quarantined"
-                ),
-                asset_key,
-            )
-        ]
-
-    def status(self) -> list[FeedStatus]:
-        """Return all assets of the feed."""
-        failures = [
-            Failure(*row)
-            for row in self._asked(
-                sql.SQL("""
-                SELECT asset_key, drive_id, id, etag, path, url, attempts, error, failed_at,
-                       quarantined
-                FROM {failures}
-                ORDER BY path
-                """)
-            )
-        ]
-        return [
-            FeedStatus(
-                asset_key,
-                watch,
-                pending,
-                delivered,
-                deliveries,
-                at,
-                run_id,
-                [each for each in failures if each.asset_key == asset_key],
-            )
-            for asset_key, watch, pending, delivered, deliveries, at, run_id in self._asked(
-                sql.SQL("""
-                SELECT a.asset_key, a.watch, a.pending,
-                       (SELECT pg_catalog.count(*) FROM {delivered} AS d
-                        WHERE d.asset_key = a.asset_key),
-                       a.deliveries, a.delivered_at, a.run_id
-                FROM {assets} AS a
-                ORDER BY a.asset_key COLLATE "C"
-                """)
-            )
-        ]
-
-    def _asked(self, statement: sql.SQL, *values: object) -> list[Row]:
-        composed = self.tables.composed(statement, columns=_columns(None, ITEM_COLUMNS))
-        return list(self.connection.execute(composed, values).fetchall())
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """An enumeration of a library that has ended, in the transaction that stores it."""
-
-    connection: Connection
-    tables: FeedTables
-    drive_id: str
-
-    def load(self, rows: Iterable[Row]) -> None:
-        """Bring the rows to the server; of those with the same id the last one stays."""
-        self._do(
-            sql.SQL("""
-            CREATE TEMPORARY TABLE sharepoint_listed (
-                LIKE {items}, place bigint GENERATED ALWAYS AS IDENTITY
-            ) ON COMMIT DROP
-            """)
-        )
-        self._do(sql.SQL("ALTER TABLE pg_temp.sharepoint_listed DROP COLUMN drive_id"))
-        statement = self.tables.composed(
-            sql.SQL("COPY {listed} ({columns}) FROM STDIN"),
-            listed=LISTED,
-            columns=_columns(None, ITEM_COLUMNS),
-        )
-        with self.connection.cursor().copy(statement) as copy:
-            for row in rows:
-                copy.write_row(row)
-        self._do(
-            sql.SQL("""
-            DELETE FROM {listed} AS earlier
-            USING {listed} AS later
-            WHERE later.id = earlier.id
-              AND later.place > earlier.place
-            """)
-        )
-        self._do(sql.SQL("CREATE INDEX ON {listed} (id)"))
-        self._do(sql.SQL("ANALYZE {listed}"))
-
-    def folders(self) -> Iterable[Row]:
-        """Return what is stored of folders, also of those that were deleted."""
-        return self._asked(
-            sql.SQL("SELECT {columns} FROM {items} WHERE drive_id = $1 AND kind <> 'file'"),
-            self.drive_id,
-        )
-
-    def listed_folders(self) -> Iterable[Row]:
-        """Return the listed folders, and what is listed as deleted."""
-        return self._asked(sql.SQL("SELECT {columns} FROM {listed} WHERE kind <> 'file'"))
-
-    def listed_parents(self) -> Iterable[str]:
-        """Return the folders in which something is listed."""
-        rows = self._asked(
-            sql.SQL("SELECT DISTINCT parent_id FROM {listed} WHERE parent_id IS NOT NULL")
-        )
-        return [parent_id for (parent_id,) in rows]
-
-    def listed_children(self, folder_ids: Collection[str]) -> Mapping[str, int]:
-        """Return how many items are listed in each of some folders."""
-        rows = self._asked(
-            sql.SQL("""
-            SELECT parent_id, pg_catalog.count(*)
-            FROM {listed}
-            WHERE parent_id = ANY ($1)
-            GROUP BY parent_id
-            """),
-            list(folder_ids),
-        )
-        return {folder_id: count for folder_id, count in rows}  # noqa: C416  # typed
-
-    def displaced(self) -> bool:
-        """Tell whether a listed item has the place of another, listed or not."""
-        rows = self._asked(
-            sql.SQL("""
-            SELECT EXISTS (
-                SELECT
-                FROM {listed}
-                WHERE parent_id IS NOT NULL
-                GROUP BY parent_id, pg_catalog.lower(name)
-                HAVING pg_catalog.count(*) > 1
-            ) OR EXISTS (
-                SELECT
-                FROM {listed} AS l
-                JOIN {items} AS i
-                    ON i.parent_id = l.parent_id
-                   AND pg_catalog.lower(i.name) = pg_catalog.lower(l.name)
-                WHERE i.drive_id = $1
-                  AND NOT EXISTS (SELECT FROM {listed} AS own WHERE own.id = i.id)
-            )
-            """),
-            self.drive_id,
-        )
-        return bool(rows[0][0])
-
-    def apply(self, *, full: bool, link: str) -> None:
-        """Let the enumeration be what the library holds, and ask from this link next time."""
-        if full:
-            self._drop_displaced()
-        gone = sql.SQL("l.kind = 'deleted' OR l.id IS NULL" if full else "l.kind = 'deleted'")
-        changed = self._drop_files(gone) + self._bury_folders(gone) + self._upsert_listed()
-        self._do(
-            sql.SQL("""
-            UPDATE {libraries} SET
-                delta_link = $2,
-                generation = generation + $3,
-                taken_at = pg_catalog.now(),
-                listed_at = CASE WHEN $4 THEN pg_catalog.now() ELSE listed_at END
-            WHERE drive_id = $1
-            """),
-            self.drive_id,
-            link,
-            min(changed, 1),
-            full,
-        )
-
-    def _drop_files(self, gone: sql.SQL) -> int:
-        return self._do(
-            sql.SQL("""
-            DELETE FROM {items} AS i
-            USING {items} AS same LEFT JOIN {listed} AS l ON l.id = same.id
-            WHERE i.drive_id = $1
-              AND i.kind = 'file'
-              AND same.drive_id = i.drive_id
-              AND same.id = i.id
-              AND ({gone})
-            """),
-            self.drive_id,
-            gone=gone,
-        )
-
-    def _bury_folders(self, gone: sql.SQL) -> int:
-        """Leave nothing of folders but that there were some: their return is a restoration."""
-        return self._do(
-            sql.SQL("""
-            UPDATE {items} AS i SET
-                kind = 'deleted', parent_id = NULL, name = NULL, etag = NULL, ctag = NULL,
-                size = NULL, created = NULL, modified = NULL, modified_by = NULL, url = NULL,
-                child_count = NULL
-            FROM {items} AS same LEFT JOIN {listed} AS l ON l.id = same.id
-            WHERE i.drive_id = $1
-              AND i.kind IN ('folder', 'opaque')
-              AND same.drive_id = i.drive_id
-              AND same.id = i.id
-              AND ({gone})
-            """),
-            self.drive_id,
-            gone=gone,
-        )
-
-    def _upsert_listed(self) -> int:
-        return self._do(
-            sql.SQL("""
-            INSERT INTO {items} AS i (drive_id, {columns})
-            SELECT $1, {columns}
-            FROM {listed}
-            WHERE kind <> 'deleted'
-            ON CONFLICT (drive_id, id) DO UPDATE SET
-                kind = excluded.kind,
-                parent_id = excluded.parent_id,
-                name = excluded.name,
-                etag = excluded.etag,
-                ctag = excluded.ctag,
-                size = excluded.size,
-                created = excluded.created,
-                modified = excluded.modified,
-                modified_by = excluded.modified_by,
-                url = excluded.url,
-                child_count = excluded.child_count
-            WHERE i IS DISTINCT FROM excluded
-            """),
-            self.drive_id,
-        )
-
-    def _drop_displaced(self) -> None:
-        """Drop listed items whose place one has that was listed later: they were deleted since."""
-        self._do(
-            sql.SQL("""
-            DELETE FROM {listed} AS earlier
-            USING {listed} AS later
-            WHERE later.parent_id = earlier.parent_id
-              AND pg_catalog.lower(later.name) = pg_catalog.lower(earlier.name)
-              AND later.place > earlier.place
-            """)
-        )
-
-    def _asked(self, statement: sql.SQL, *values: object) -> list[Row]:
-        composed = self.tables.composed(
-            statement, listed=LISTED, columns=_columns(None, ITEM_COLUMNS)
-        )
-        return list(self.connection.execute(composed, values).fetchall())
-
-    def _do(self, statement: sql.SQL, *values: object, **more: sql.Composable) -> int:
-        composed = self.tables.composed(
-            statement, listed=LISTED, columns=_columns(None, ITEM_COLUMNS), **more
-        )
-        return self.connection.execute(composed, values).rowcount
-
-
-LISTED = Identifier("pg_temp", "sharepoint_listed")
-
-
-def _columns(table: str | None, names: Sequence[str]) -> Composed:
-    qualified = (Identifier(name) if table is None else Identifier(table, name) for name in names)
-    return sql.SQL(", ").join(qualified)
