@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import math
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -84,11 +85,21 @@ JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), integers(64), FLOATS.filter(math.isfinite), TEXT),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
-).filter(lambda value: isinstance(value, dict))  # fmt: skip
+).filter(lambda value: isinstance(value, (dict, list)))  # fmt: skip
 
 
 def json_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
+
+
+def careful_json_text(value: Any) -> str:
+    """Return JSON in which a float has a point and no exponent, for jsonb drops that."""
+    string_or_large = r'"(?:[^"\\]|\\.)*"|-?[\d.]+e[+]\d+'
+    return re.sub(
+        string_or_large,
+        lambda found: found[0] if found[0][0] == '"' else f"{Decimal(found[0]):.1f}",
+        json_text(value),
+    )
 
 
 def parsed(value: Any) -> Any:
@@ -122,13 +133,15 @@ KINDS: Mapping[str, Kind] = {
                  text=lambda value: f"{value // dt.timedelta(microseconds=1)} microseconds"),
     "uuid": Kind("uuid", st.uuids(), pa.string(), pl.String, give=str,
                  read=lambda value: uuid.UUID(str(value))),
-    "jsonb": Kind("jsonb", JSON, pa.string(), pl.String, text=json_text, give=json_text,
-                  read=parsed),
+    "jsonb": Kind("jsonb", JSON, pa.string(), pl.String, text=json_text,
+                  give=careful_json_text, read=parsed),
     "ints": Kind("bigint[]", st.lists(st.none() | integers(64), max_size=3),
                  pa.list_(pa.int64()), pl.List(pl.Int64), text=as_array, read=as_list),
     "texts": Kind("text[]", st.lists(st.none() | TEXT, max_size=3), pa.list_(pa.string()),
                   pl.List(pl.String), text=as_text_array, read=as_list),
 }  # fmt: skip
+
+COMPARED_AS_THEY_ARE = {"numeric", "numeric(20,0)", "numeric(12,2)", "jsonb"}
 
 Columns = dict[str, list[Any]]
 
@@ -143,7 +156,8 @@ def arrow_array(name: str, values: list[Any]) -> pa.Array:
 
 
 def arrow_stream(columns: Columns) -> pa.RecordBatchReader:
-    return arrow_table(columns).to_reader(max_chunksize=2)
+    table = arrow_table(columns)
+    return table.to_reader(max_chunksize=max(2, len(table) // 5))
 
 
 def slices(columns: Columns) -> pa.Table:
@@ -191,15 +205,19 @@ MAKERS = (
 
 @st.composite
 def any_columns(draw: st.DrawFn) -> Columns:
-    """Draw up to five kinds of columns, with values, NULLs between them, or nothing but NULLs."""
+    """Draw up to five kinds of columns, with values, NULLs between them, or nothing but NULLs.
+
+    Of a few rows, and now and then of so many that they are sent in several parts, and that the
+    driver reads them.
+    """
     names = draw(st.lists(st.sampled_from(list(KINDS)), min_size=1, max_size=5, unique=True))
-    count = draw(st.integers(1, 8))
-    columns: Columns = {"int4": list(range(count))}
+    count, times = draw(st.integers(1, 8)), draw(st.sampled_from([*[1] * 19, 2_500]))
+    columns: Columns = {"int4": list(range(count * times))}
     for name in names:
         values = KINDS[name].values
         of_column = draw(st.sampled_from([values, st.none() | values, st.none()]))
         if name != "int4":
-            columns[name] = draw(st.lists(of_column, min_size=count, max_size=count))
+            columns[name] = draw(st.lists(of_column, min_size=count, max_size=count)) * times
     return columns
 
 
@@ -255,11 +273,12 @@ def differing(columns: Columns, connection: psycopg.Connection[Any]) -> list[Any
     ]
     names = [sql.Identifier(name) for name in columns]
     unlike = [
-        # By their text, for two zeros of different sign are equal; but 1.0 and 1.00 are one number.
+        # By their text, for two zeros of different sign are equal; but 1.0 and 1.00 are one number,
+        # also in JSON.
         sql.SQL("s.{0}::{2} IS DISTINCT FROM t.{0}::{1}::{2}").format(
             sql.Identifier(name),
             sql.SQL(KINDS[name].type),
-            sql.SQL("numeric" if KINDS[name].type.startswith("numeric") else "text"),
+            sql.SQL(KINDS[name].type if KINDS[name].type in COMPARED_AS_THEY_ARE else "text"),
         )
         for name in columns
     ]

@@ -4,7 +4,7 @@ reliability.md §2f, whose row number each test's id begins with."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import dagster as dg
@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 from shapely.geometry import LinearRing, Point, Polygon
 
 from dagster_tools import Eq, IncrementalDataFrame, PostgresIOManager, Query
+from dagster_tools.embedded import Server
 from dagster_tools.errors import BadValue, ConfigurationError, SchemaConflict, UnsupportedFrame
+from tests import fix_servers
 from tests.fix_servers import Database
 from tests.pipelines import column_types, load, manager_for, materialize, query, store
 
@@ -124,7 +126,7 @@ def test_the_guides_asset_is_a_table_with_geometry_and_comes_back_as_a_geodatafr
 
 # --- reliability.md, 2f: what comes back as it was ------------------------------------------
 
-KEPT = {
+KEPT: dict[str, list[str | None]] = {
     "99-some-null": ["POINT (1 2)", None],
     "99-all-null": [None, None],
     "100-empty": ["POINT EMPTY", "POLYGON EMPTY", "GEOMETRYCOLLECTION EMPTY", "LINESTRING EMPTY"],
@@ -146,32 +148,51 @@ KEPT = {
 }
 
 
-@pytest.mark.parametrize("wkt", KEPT.values(), ids=KEPT.keys())
-def test_geometry_comes_back_as_it_was(wkt, given, manager, module_database, table_name):
-    frame = frame_of(*wkt)
+def kept(crs: Any = 4326) -> gpd.GeoDataFrame:
+    """Return a frame that has a column of each kind of values, over and over to the same length."""
+    rows = max(len(wkt) for wkt in KEPT.values())
+    columns = {
+        kind: gpd.GeoSeries.from_wkt([wkt[row % len(wkt)] for row in range(rows)], crs=crs)
+        for kind, wkt in KEPT.items()
+    }
+    return gpd.GeoDataFrame({"id": np.arange(rows), **columns}, geometry=next(iter(columns)))
+
+
+def what_postgis_reads_of_the_same_text(
+    database: Database, table: str, frame: gpd.GeoDataFrame
+) -> list[str]:
+    """Return the columns that hold something else than PostGIS makes of the values' text."""
+    unlike = []
+    with database.connect() as connection:
+        for kind in KEPT:
+            texts = [text and f"SRID=4326;{text}" for text in wkt_of(frame, kind)]
+            [(same,)] = connection.execute(
+                f"""
+                SELECT bool_and(ST_AsEWKB("{kind}"::geometry) IS NOT DISTINCT FROM ST_AsEWKB(t))
+                FROM {table}
+                JOIN unnest(%s::text[]::geometry[]) WITH ORDINALITY AS told (t, n) ON n = id + 1
+                """,
+                [texts],
+            ).fetchall()
+            unlike += [] if same else [kind]
+    return unlike
+
+
+def test_geometry_of_every_kind_comes_back_as_it_was(given, manager, module_database, table_name):
+    frame = kept()
 
     store(manager, given(frame), key=table_name)
     loaded = load(manager, key=table_name, order_by="id", annotation=None)
-
-    assert_geodataframe_equal(loaded, frame)
-    assert wkt_of(loaded) == wkt_of(frame)
     # Twice: what was inferred for a new table now has to do for an existing one.
     store(manager, given(frame), key=table_name)
-    texts = [f"SRID=4326;{text}" if text else None for text in wkt]
-    assert query(
-        module_database,
-        f"SELECT count(*) FROM {table_name} WHERE ST_SRID(geometry) IS DISTINCT FROM 4326 "
-        "AND geometry IS NOT NULL",
-    ) == [(0,)]
-    with module_database.connect() as connection:
-        stored = connection.execute(
-            f"SELECT array_agg(ST_AsEWKB(geometry) ORDER BY id), "
-            f"(SELECT array_agg(ST_AsEWKB(t::geometry) ORDER BY n) "
-            f" FROM unnest(%s::text[]) WITH ORDINALITY AS told (t, n)) FROM {table_name}",
-            [texts],
-        ).fetchone()
-    assert stored is not None
-    assert stored[0] == stored[1]
+    again = load(manager, key=table_name, order_by="id", annotation=None)
+
+    assert {kind: wkt_of(loaded, kind) for kind in KEPT} == {
+        kind: wkt_of(frame, kind) for kind in KEPT
+    }
+    assert_geodataframe_equal(loaded, frame)
+    assert_geodataframe_equal(again, frame)
+    assert what_postgis_reads_of_the_same_text(module_database, table_name, frame) == []
 
 
 def test_105_a_linear_ring_is_stored_as_the_line_it_is(manager, table_name):
@@ -353,14 +374,14 @@ def test_106_curves_are_wkb_in_arrow(manager, module_database, table_name):
 @pytest.mark.parametrize(
     "wkb",
     [
-        pytest.param("0103000000010000000300000000" + "00" * 47, id="109-unclosed-ring"),
-        pytest.param("0101000000", id="109-cut-short"),
-        pytest.param("01630000000000000000000000", id="109-no-such-kind"),
-        pytest.param("ff01000000" + "00" * 16, id="109-no-byte-order"),
-        pytest.param("00", id="109-one-byte"),
+        pytest.param("0103000000010000000300000000" + "00" * 47, id="unclosed-ring"),
+        pytest.param("0101000000", id="cut-short"),
+        pytest.param("01630000000000000000000000", id="no-such-kind"),
+        pytest.param("ff01000000" + "00" * 16, id="no-byte-order"),
+        pytest.param("00", id="one-byte"),
     ],
 )
-def test_wkb_that_is_none_is_refused_with_its_row(wkb, manager, module_database, table_name):
+def test_109_wkb_that_is_none_is_refused_with_its_row(wkb, manager, module_database, table_name):
     good = as_table(frame_of("POINT (1 2)", "POINT (1 2)"))
     field = good.schema.field("geometry")
     bad = pa.array([good["geometry"][0].as_py(), bytes.fromhex(wkb)], field.type)
@@ -371,6 +392,24 @@ def test_wkb_that_is_none_is_refused_with_its_row(wkb, manager, module_database,
 
     assert caught.value.row == 1
     assert query(module_database, "SELECT to_regclass(%s)", table_name) == [(None,)]
+
+
+@pytest.mark.parametrize("geometry_storage", ["postgis", "ewkb"])
+@pytest.mark.parametrize("marked", [True, False], ids=["marked", "bytes"])
+def test_111_a_value_that_names_another_srid_than_its_column_is_refused_with_its_row(
+    marked, geometry_storage, module_database, table_name
+):
+    manager = manager_for(module_database, geometry_storage=geometry_storage)
+    table = as_table(frame_of("POINT (1 2)", "POINT (3 4)"))
+    store(manager, table, key=table_name)
+    stray = shapely.to_wkb(shapely.set_srid(Point(3, 4), 3857), include_srid=True)
+    field = table.schema.field("geometry") if marked else pa.field("geometry", pa.binary())
+    values = pa.array([shapely.to_wkb(Point(1, 2)), stray], field.type)
+
+    with pytest.raises(BadValue, match="has SRID 3857, and the column takes 4326") as caught:
+        store(manager, table.set_column(1, field, values), key=table_name)
+
+    assert (caught.value.column, caught.value.row) == ("geometry", 1)
 
 
 @pytest.mark.parametrize("existing", ["geometry(Geometry,4326)", "geometry", "declared"])
@@ -452,6 +491,16 @@ def test_117_geography_takes_degrees_alone(given, manager, module_database, tabl
     assert wkt_of(loaded) == ["POINT (1 2)"]
 
 
+def test_117_geography_of_other_degrees_is_declared_with_their_srid(given, manager, table_name):
+    columns = {"geometry": "geography(Point,4267)"}
+
+    store(manager, given(frame_of("POINT (1 2)", crs=4267)), key=table_name, columns=columns)
+    loaded = load(manager, key=table_name, annotation=None)
+
+    assert loaded.crs == "EPSG:4267"
+    assert wkt_of(loaded) == ["POINT (1 2)"]
+
+
 @pytest.mark.parametrize("option", ["primary_key", "unique"])
 def test_119_geometry_is_no_key(option, given, manager, table_name):
     metadata: dict[str, Any] = {"primary_key": "geometry"}
@@ -475,6 +524,20 @@ def test_119_rows_are_not_deleted_by_their_geometry(given, manager, module_datab
         )
 
     assert asked_postgis(module_database, table_name, "ST_X(geometry)") == [1]
+
+
+@pytest.mark.parametrize(
+    "delete",
+    [Eq("geometry", [Point(1, 2)]), Eq(["id", "geometry"], [(1, Point(1, 2))])],
+    ids=["alone", "composite"],
+)
+def test_119_a_delete_expression_of_geometries_says_what_to_name_instead(
+    delete, manager, table_name
+):
+    frame = frame_of("POINT (1 2)")
+
+    with pytest.raises(ConfigurationError, match=r"'geometry'.*name a column of numbers or text"):
+        store(manager, IncrementalDataFrame(frame, delete=delete), key=table_name)
 
 
 @pytest.mark.parametrize("geometry_storage", ["postgis", "ewkb"])
@@ -503,60 +566,76 @@ def test_120_postgis_that_is_there_but_not_in_the_database_is_one_statement_away
         store(manager_for(database), frame_of("POINT (1 2)"))
 
 
+@pytest.fixture(scope="module")
+def hidden_postgis(dev_server: Server) -> Iterator[Database]:
+    """A database whose PostGIS no search path leads to, nor could be named without quotes."""
+    for database in fix_servers._database(dev_server, "template1"):
+        with database.connect() as connection:
+            connection.execute('CREATE SCHEMA "Ge o"')
+            connection.execute('CREATE EXTENSION postgis SCHEMA "Ge o"')
+        yield database
+
+
 @pytest.mark.parametrize(
     "wkt", [["POINT (1 2)"], KEPT["103-mixed-dimensions"]], ids=["2D", "mixed"]
 )
-def test_120_postgis_may_lie_in_any_schema(wkt, given, database):
-    """Also in one that no search path leads to, and that nobody could name without quotes."""
-    with database.connect() as connection:
-        connection.execute("DROP EXTENSION postgis CASCADE")
-        connection.execute('CREATE SCHEMA "Ge o"')
-        connection.execute('CREATE EXTENSION postgis SCHEMA "Ge o"')
-    manager = manager_for(database)
+def test_120_postgis_may_lie_in_any_schema(wkt, given, hidden_postgis, table_name):
+    manager = manager_for(hidden_postgis)
     frame = frame_of(*wkt)
     frame["declared"] = frame.geometry
     columns = {"declared": ("geometry", "index")}
 
-    store(manager, given(frame), columns=columns)
-    store(manager, given(frame), columns=columns)
-    store(manager, given(frame.assign(later=frame.geometry)), columns=columns)
-    loaded = load(manager, order_by="id", annotation=None)
+    store(manager, given(frame), key=table_name, columns=columns)
+    store(manager, given(frame), key=table_name, columns=columns)
+    more = frame.assign(later=frame.geometry)
+    store(manager, given(more), key=table_name, columns=columns)
+    loaded = load(manager, key=table_name, order_by="id", annotation=None)
 
-    assert_geodataframe_equal(loaded, frame.assign(later=frame.geometry))
+    assert_geodataframe_equal(loaded, more)
     found = query(
-        database, 'SELECT f_geometry_column, srid FROM "Ge o".geometry_columns ORDER BY 1'
+        hidden_postgis,
+        'SELECT f_geometry_column, srid FROM "Ge o".geometry_columns WHERE f_table_name = %s',
+        table_name,
     )
-    assert found[0] == ("declared", 4326)
-    assert found[1] == ("geometry", 4326)
+    assert {("declared", 4326), ("geometry", 4326)} <= set(found)
 
 
 # --- declared -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("declared", "stored", "wkt"),
-    [
-        ("geometry", "geometry(Geometry,4326)", "POINT (1 2)"),
-        ("geometry", "geometry(GeometryZ,4326)", "POINT Z (1 2 3)"),
-        ("geometry(Point,4326)", "geometry(Point,4326)", "POINT (1 2)"),
-        ("GEOMETRY(POINTZ, 4326)", "geometry(PointZ,4326)", "POINT Z (1 2 3)"),
-        ("public.geometry(PointZM,4326)", "geometry(PointZM,4326)", "POINT ZM (1 2 3 4)"),
-        ("geometry(Polygon)", "geometry(Polygon)", "POLYGON ((0 0, 1 1, 1 0, 0 0))"),
-        ("geography", "geography(Geometry,4326)", "POINT (1 2)"),
-        ("geography(PointZ,4326)", "geography(PointZ,4326)", "POINT Z (1 2 3)"),
-    ],
-)
+DECLARED = [
+    ("geometry", "geometry(Geometry,4326)", "POINT (1 2)"),
+    ("geometry", "geometry(GeometryZ,4326)", "POINT Z (1 2 3)"),
+    ("geometry(Point,4326)", "geometry(Point,4326)", "POINT (1 2)"),
+    ("GEOMETRY(POINTZ, 4326)", "geometry(PointZ,4326)", "POINT Z (1 2 3)"),
+    ("public.geometry(PointZM,4326)", "geometry(PointZM,4326)", "POINT ZM (1 2 3 4)"),
+    ("geometry(Polygon)", "geometry(Polygon)", "POLYGON ((0 0, 1 1, 1 0, 0 0))"),
+    ("geography", "geography(Geometry,4326)", "POINT (1 2)"),
+    ("geography(PointZ,4326)", "geography(PointZ,4326)", "POINT Z (1 2 3)"),
+]
+
+
 def test_a_declaration_makes_the_column_and_goes_on_to_mean_it(
-    declared, stored, wkt, given, manager, module_database, table_name
+    given, manager, module_database, table_name
 ):
-    frame = frame_of(wkt)
-    columns = {"geometry": (declared, "not null")}
+    names = [f"as_declared_{number}" for number in range(len(DECLARED))]
+    places = {
+        name: gpd.GeoSeries.from_wkt([wkt], crs=4326)
+        for name, (_declared, _stored, wkt) in zip(names, DECLARED, strict=True)
+    }
+    frame = gpd.GeoDataFrame({"id": [0], **places}, geometry=names[0])
+    columns = {
+        name: (declared, "not null")
+        for name, (declared, _stored, _wkt) in zip(names, DECLARED, strict=True)
+    }
 
     store(manager, given(frame), key=table_name, columns=columns)
     store(manager, given(frame), key=table_name, columns=columns)
 
-    assert column_types(module_database, table_name)["geometry"] == stored
-    assert wkt_of(load(manager, key=table_name, annotation=None)) == wkt_of(frame)
+    types = column_types(module_database, table_name)
+    assert [types[name] for name in names] == [stored for _declared, stored, _wkt in DECLARED]
+    loaded = load(manager, key=table_name, annotation=None)
+    assert [wkt_of(loaded, name) for name in names] == [wkt_of(frame, name) for name in names]
 
 
 @pytest.mark.parametrize(
@@ -912,6 +991,67 @@ def test_an_iterator_whose_frames_have_different_crs_writes_nothing(
     assert query(module_database, "SELECT to_regclass(%s)", table_name) == [(None,)]
 
 
+@pytest.mark.parametrize("way", ["iterator", "upsert", "delete"])
+@pytest.mark.parametrize("storage", ["postgis", "ewkb"])
+@pytest.mark.parametrize(("first", "later"), [(None, 4326), (4326, None), (4326, 3857)])
+def test_rows_in_another_crs_than_those_they_join_are_refused(
+    first, later, storage, way, module_database, table_name
+):
+    """Also where the column's type holds to none, as it was made for a frame without a CRS."""
+    manager = manager_for(module_database, geometry_storage=storage)
+    options = {"primary_key": "id", "incremental": True} if way == "upsert" else {}
+    one, other = frame_of("POINT (1 2)", crs=first), frame_of("POINT (3 4)", crs=later)
+    one["id"] = 5
+    if storage == "postgis":
+        store(manager, frame_of(None, crs=None), key=table_name, **options)
+    if way != "iterator":
+        store(manager, one, key=table_name, **options)
+    refused: Any = {"iterator": iter([one, other]), "upsert": other}.get(
+        way, IncrementalDataFrame(other, delete=Eq("id", 7))
+    )
+
+    said = r"'geometry' (has|was made).*(CRS|SRID).*frame\.(to|set)_crs"
+    with pytest.raises(SchemaConflict, match=said):
+        store(manager, refused, key=table_name, **options)
+
+
+def test_values_that_name_their_srid_join_those_that_name_the_same(manager, table_name):
+    """Though the frame's mark names no CRS: what counts is what is stored."""
+    options: dict[str, Any] = {"primary_key": "id", "incremental": True}
+    table = as_table(frame_of("POINT (1 2)", crs=None))
+    field = table.schema.field("geometry")
+    named = shapely.to_wkb(shapely.set_srid(Point(1, 2), 4326), include_srid=True)
+    for number in (1, 2):
+        values = [[number], pa.array([named], field.type)]
+        store(manager, pa.table(values, table.schema), key=table_name, **options)
+
+    assert load(manager, key=table_name, annotation=None).crs == "EPSG:4326"
+
+
+def test_a_replace_may_bring_another_crs_where_no_type_holds_to_one(manager, table_name):
+    store(manager, frame_of("POINT (1 2)", crs=None), key=table_name)
+
+    store(manager, frame_of("POINT (1 2)"), key=table_name)
+
+    assert load(manager, key=table_name, annotation=None).crs == "EPSG:4326"
+
+
+@pytest.mark.parametrize("storage", ["postgis", "ewkb"])
+def test_a_column_whose_first_frame_had_nothing_in_it_becomes_geometry(
+    storage, module_database, table_name
+):
+    manager = manager_for(module_database, geometry_storage=storage)
+    nothing = pd.DataFrame({"id": [-1], "geometry": [None]})
+
+    store(manager, iter([nothing, frame_of("POINT (1 2)", "POINT Z (1 2 3)")]), key=table_name)
+
+    loaded = load(manager, key=table_name, order_by="id", annotation=None)
+    assert loaded.crs == "EPSG:4326"
+    assert wkt_of(loaded) == [None, "POINT (1 2)", "POINT Z (1 2 3)"]
+    stored = column_types(module_database, table_name)["geometry"]
+    assert stored == ("bytea" if storage == "ewkb" else "geometry")
+
+
 @pytest.mark.parametrize("upsert", [False, True], ids=["replace", "upsert"])
 def test_later_rows_of_other_dimensions_widen_the_column_and_its_srid_stays(
     upsert, given, manager, module_database, table_name
@@ -950,6 +1090,53 @@ def test_a_column_of_points_made_by_hand_becomes_one_of_any_geometry(
     store(manager, given(frame_of(BOWTIE)), key=table_name)
 
     assert column_types(module_database, table_name)["geometry"] == "geometry(Geometry,4326)"
+
+
+@pytest.mark.parametrize("once", [["POINT (9 48)"], KEPT["103-mixed-dimensions"]], ids=len)
+@pytest.mark.parametrize(("old", "new"), [(4326, GERMANY), (None, 4326), (4326, None)])
+def test_the_statement_that_is_told_for_another_srid_brings_the_column_there(
+    old, new, once, manager, module_database, table_name
+):
+    """Whether it is the column's type that says the SRID or, of mixed dimensions once, a CHECK."""
+    there = (
+        frame_of("POINT (9 48)", crs=4326).to_crs(new)
+        if old and new
+        else frame_of("POINT (9 48)", crs=new)
+    )
+    store(manager, frame_of(*once, crs=old), key=table_name)
+    store(manager, frame_of("POINT (9 48)", crs=old), key=table_name)
+    columns = {"geometry": f"geometry(Point,{new or 0})"}
+
+    with pytest.raises(SchemaConflict) as refused:
+        store(manager, there, key=table_name, columns=columns)
+    with module_database.connect() as connection:
+        connection.execute(str(refused.value).partition("change the table: ")[2])
+    moved = load(manager, key=table_name, annotation=None)
+    store(manager, there, key=table_name, columns=columns)
+
+    assert moved.crs == there.crs
+    assert moved.geometry.geom_equals_exact(there.geometry, 1e-6).all()
+
+
+@pytest.mark.parametrize("geometry_storage", ["postgis", "ewkb"])
+def test_a_declaration_that_a_column_of_mixed_dimensions_holds_leaves_it_as_it_is(
+    geometry_storage, module_database, table_name
+):
+    manager = manager_for(module_database, geometry_storage=geometry_storage)
+    store(manager, frame_of(*KEPT["103-mixed-dimensions"]), key=table_name)
+    before = column_types(module_database, table_name)
+
+    columns = {"geometry": "geometry(Point,4326)"}
+    store(manager, frame_of("POINT (1 2)"), key=table_name, columns=columns)
+
+    assert column_types(module_database, table_name) == before
+    with pytest.raises(SchemaConflict, match=r"is (geometry|EWKB) with SRID 4326, and"):
+        store(
+            manager,
+            frame_of("POINT (1 2)", crs=3857),
+            key=table_name,
+            columns={"geometry": "geometry(Point,3857)"},
+        )
 
 
 def test_a_declaration_that_holds_more_widens_the_column(manager, module_database, table_name):
@@ -1002,23 +1189,17 @@ def ewkb_manager(module_database: Database) -> PostgresIOManager:
     return manager_for(module_database, geometry_storage="ewkb")
 
 
-@pytest.mark.parametrize("wkt", KEPT.values(), ids=KEPT.keys())
-def test_bytes_come_back_as_the_geometry_they_were(wkt, ewkb_manager, module_database, table_name):
-    frame = frame_of(*wkt)
+def test_bytes_come_back_as_the_geometry_they_were(ewkb_manager, module_database, table_name):
+    frame = kept()
 
     store(ewkb_manager, frame, key=table_name)
     store(ewkb_manager, frame, key=table_name)
     loaded = load(ewkb_manager, key=table_name, order_by="id", annotation=None)
 
     assert_geodataframe_equal(loaded, frame)
-    assert column_types(module_database, table_name)["geometry"] == "bytea"
-    told = asked_postgis(module_database, table_name, "ST_AsEWKT(geometry::geometry)")
-    expected = query(
-        module_database,
-        "SELECT ST_AsEWKT(t::geometry) FROM unnest(%s::text[]) AS t",
-        [f"SRID=4326;{text}" if text else None for text in wkt],
-    )
-    assert told == [text for (text,) in expected]
+    types = column_types(module_database, table_name)
+    assert {types[kind] for kind in KEPT} == {"bytea"}
+    assert what_postgis_reads_of_the_same_text(module_database, table_name, frame) == []
 
 
 def test_bytes_keep_each_columns_crs_and_what_a_user_says_of_the_column(
@@ -1082,6 +1263,48 @@ def test_bytes_are_of_the_declared_kind_also_those_that_others_write(
         connection.execute(statement, [f"SRID=4326;{bad}"])
     with module_database.connect() as connection, pytest.raises(Exception, match="check constr"):
         connection.execute(statement, [f"SRID=3857;{good}"])
+
+
+def test_bytes_of_the_other_byte_order_are_refused_with_their_row_and_what_makes_these(
+    ewkb_manager, module_database, table_name
+):
+    """The column's CHECK reads little-endian; PostGIS itself reads both."""
+    table = as_table(frame_of("POINT (1 2)", "POINT (1 2)"))
+    field = table.schema.field("geometry")
+    values = [shapely.to_wkb(Point(1, 2), byte_order=order) for order in (1, 0)]
+    table = table.set_column(1, field, pa.array(values, field.type))
+
+    with pytest.raises(BadValue, match=r"big-endian.*shapely\.to_wkb\(…, byte_order=1\)") as caught:
+        store(ewkb_manager, table, key=table_name)
+
+    assert (caught.value.column, caught.value.row) == ("geometry", 1)
+    assert query(module_database, "SELECT to_regclass(%s)", table_name) == [(None,)]
+
+
+def test_the_statements_that_strict_tells_add_a_column_that_takes_geometry(
+    ewkb_manager, module_database, table_name
+):
+    store(ewkb_manager, pd.DataFrame({"id": [0]}), key=table_name)
+    frame = frame_of("POINT (1 2)", "POINT Z (1 2 3)")
+
+    with pytest.raises(SchemaConflict, match="schema_evolution is 'strict'") as refused:
+        store(ewkb_manager, frame, key=table_name, schema_evolution="strict")
+    with module_database.connect() as connection:
+        connection.execute(str(refused.value)[str(refused.value).index("ALTER TABLE") :])
+    store(ewkb_manager, frame, key=table_name, schema_evolution="strict")
+
+    assert_geodataframe_equal(
+        load(ewkb_manager, key=table_name, order_by="id", annotation=None), frame
+    )
+
+
+def test_a_column_without_a_value_becomes_one_of_bytes_where_there_is_no_postgis(embedded_database):
+    manager = manager_for(embedded_database, geometry_storage="ewkb")
+    store(manager, pd.DataFrame({"id": [0], "geometry": [None]}))
+
+    store(manager, frame_of("POINT (1 2)"))
+
+    assert load(manager, annotation=None).crs == "EPSG:4326"
 
 
 def test_geometry_in_bytes_is_added_to_a_live_table_and_upserted(
@@ -1283,15 +1506,3 @@ def test_any_geometry_comes_back_thousands_of_times(column, geometry_storage, mo
     check_a_column(
         column, manager_for(module_database, geometry_storage=geometry_storage), module_database
     )
-
-
-@pytest.mark.parametrize(
-    "delete",
-    [Eq("geometry", [Point(1, 2)]), Eq(["id", "geometry"], [(1, Point(1, 2))])],
-    ids=["alone", "composite"],
-)
-def test_a_delete_expression_of_geometries_says_what_to_name_instead(io_manager, delete):
-    frame = gpd.GeoDataFrame({"id": [1], "geometry": [Point(1, 2)]}, crs=4326)
-
-    with pytest.raises(ConfigurationError, match=r"'geometry'.*name a column of numbers or text"):
-        store(io_manager, IncrementalDataFrame(frame, delete=delete))

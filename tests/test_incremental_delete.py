@@ -502,19 +502,20 @@ def test_a_column_that_does_not_exist_is_refused_with_those_that_do(
     assert fingerprint(database) == before
 
 
-def test_a_column_that_comes_with_the_frame_may_be_named(database, io_manager):
-    store(io_manager, pd.DataFrame({"n": [1, 2]}))
+def test_a_column_that_comes_with_the_frame_may_be_named(database, io_manager, frame):
+    store(io_manager, frame({"n": [1, 2]}))
 
-    done = store(io_manager, IncrementalDataFrame(files(("a", 1)), delete=Eq("file", ["a", None])))
+    named = frame({"file": ["a"], "n": [1]})
+    done = store(io_manager, IncrementalDataFrame(named, delete=Eq("file", ["a", None])))
 
     assert rows(database) == [(1, "a")]
     assert counts(done) == (1, 0, 0, 2)
 
 
-def test_keys_are_compared_with_a_column_as_the_frame_widens_it(database, io_manager):
-    store(io_manager, pd.DataFrame({"n": np.array([1, 2], dtype="int32")}))
+def test_keys_are_compared_with_a_column_as_the_frame_widens_it(database, io_manager, frame):
+    store(io_manager, frame({"n": np.array([1, 2], dtype="int32")}))
 
-    big = pd.DataFrame({"n": [2**40]})
+    big = frame({"n": [2**40]})
     done = store(io_manager, IncrementalDataFrame(big, delete=Eq("n", [1, 2**40])))
 
     assert rows(database) == [(2,), (2**40,)]

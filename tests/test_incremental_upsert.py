@@ -691,11 +691,11 @@ def test_a_column_the_frame_lacks_keeps_its_values_where_rows_change(database, i
 
 
 @pytest.mark.parametrize("column", ["id", "v"])
-def test_a_type_is_widened_for_a_value_that_does_not_fit(database, io_manager, column):
+def test_a_type_is_widened_for_a_value_that_does_not_fit(database, io_manager, frame, column):
     small = {"id": np.array([1, 2], dtype="int32"), "v": np.array([1, 2], dtype="int32")}
-    store(io_manager, pd.DataFrame(small), **BY_ID)
+    store(io_manager, frame(small), **BY_ID)
 
-    big = pd.DataFrame({"id": [2, 3], "v": [2, 3]} | {column: [2, 2**40]})
+    big = frame({"id": [2, 3], "v": [2, 3]} | {column: [2, 2**40]})
     done = store(io_manager, big, **BY_ID)
 
     assert counts(done) == (1, 0, 1, 0)

@@ -486,6 +486,9 @@ class Numbers(pd.DataFrame):
         return int(self["n"].sum())
 
 
+FRAMES_OF_A_DICT = [dict[str, pd.DataFrame | None], dict[str, Optional[pa.Table]]]  # noqa: UP045  # both exist
+
+
 class Named(pd.DataFrame):
     """A frame that cannot be made from another alone."""
 
@@ -526,6 +529,21 @@ def test_a_dict_has_the_frame_of_each_partition_by_its_key(database, io_manager)
         "2024-01-03": [2, 2],
     }
     assert list(by_key) == days(1, 3)
+
+
+@pytest.mark.parametrize("annotation", FRAMES_OF_A_DICT, ids=str)
+def test_a_dict_of_optional_frames_has_none_for_a_partition_never_materialized(
+    io_manager, annotation
+):
+    store_keys(io_manager, days(2, 2))
+
+    found = load_partitions(io_manager, days(1, 3), annotation)
+    nothing = load_partitions(io_manager, days(4, 5), annotation)
+
+    assert list(found) == days(1, 3)
+    assert [key for key, frame in found.items() if frame is None] == ["2024-01-01", "2024-01-03"]
+    assert len(found["2024-01-02"]) == 1
+    assert nothing == {"2024-01-04": None, "2024-01-05": None}
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import Any, Optional
 
 import dagster as dg
 import duckdb
+import geopandas as gpd
 import ibis
 import pandas as pd
 import polars as pl
@@ -135,6 +136,22 @@ def test_a_dict_may_hold_one_for_each_partition(database, io_manager, make):
     assert rows_of(database, "numbers", "id") == {"a": [(1,), (2,)], "b": [(3,)], "c": [(0.5,)]}
 
 
+@every_library
+def test_a_dict_within_an_incremental_data_frame_may_hold_one_for_each_partition(
+    database, io_manager, make
+):
+    store_bare(io_manager, {key: pd.DataFrame({"id": [1, 2]}) for key in "abc"}, "abc")
+
+    frames = {"a": make({"id": [5]}), "b": make({"id": [1]})}
+    store_bare(io_manager, IncrementalDataFrame(frames, Eq("id", 1)), "ab")
+
+    assert rows_of(database, "numbers", "id") == {
+        "a": [(2,), (5,)],
+        "b": [(1,), (2,)],
+        "c": [(1,), (2,)],
+    }
+
+
 def test_a_column_may_tell_the_partitions_of_an_iterator(database, io_manager):
     frames = [pd.DataFrame({"p": ["a", "b"], "n": [1, 2]}), pl.DataFrame({"p": ["a"], "n": [0.5]})]
 
@@ -143,52 +160,43 @@ def test_a_column_may_tell_the_partitions_of_an_iterator(database, io_manager):
     assert rows_of(database, "numbers", "n") == {"a": [(0.5,), (1,)], "b": [(2,)]}
 
 
-def test_an_input_is_the_class_of_polars_that_its_annotation_names(io_manager):
-    given: dict[str, Any] = {}
-
-    @dg.asset
-    def numbers() -> pl.DataFrame:
-        return pl.DataFrame({"n": [1, None]})
-
-    @dg.asset
-    def plain(numbers: pl.DataFrame) -> None:
-        given["plain"] = numbers
-
-    @dg.asset
-    def lazy(numbers: pl.LazyFrame) -> None:
-        given["lazy"] = numbers
-
-    @dg.asset
-    def optional(numbers: Optional[pl.DataFrame]) -> None:  # noqa: UP045  # both spellings
-        given["optional"] = numbers
-
-    @dg.asset
-    def union(numbers: pl.LazyFrame | None) -> None:
-        given["union"] = numbers
-
-    materialize([numbers, plain, lazy, optional, union], io_manager)
-
-    assert {name: type(frame).__name__ for name, frame in given.items()} == {
-        "plain": "DataFrame",
-        "lazy": "LazyFrame",
-        "optional": "DataFrame",
-        "union": "LazyFrame",
-    }
-    frames = [frame.lazy().collect() for frame in given.values()]
-    assert all(frame.equals(pl.DataFrame({"n": [1, None]})) for frame in frames)
+CLASSES: list[Any] = [
+    pd.DataFrame, gpd.GeoDataFrame, pl.DataFrame, pl.LazyFrame, pa.Table, pa.RecordBatchReader,
+]  # fmt: skip
+WRAPPED: dict[str, Callable[[Any], Any]] = {
+    "itself": lambda class_: class_,
+    "Optional": Optional.__getitem__,
+    "or None": lambda class_: class_ | None,
+    "dict": lambda class_: dict[str, class_],  # type: ignore[valid-type]  # made while running
+    "dict or None": lambda class_: dict[str, class_] | None,  # type: ignore[valid-type]
+    "dict of Optional": lambda class_: dict[str, class_ | None],  # type: ignore[valid-type]
+}
 
 
-@pytest.mark.parametrize("annotation", [dict[str, pl.DataFrame], dict[str, pl.LazyFrame] | None])
-def test_partitions_arrive_as_a_dict_of_polars_frames(io_manager, annotation):
-    frames = {"a": pl.DataFrame({"n": [1]}), "b": pl.DataFrame({"n": [2]})}
-    store_bare(io_manager, frames, ["a", "b"])
+@pytest.mark.parametrize("as_class", CLASSES, ids=lambda class_: class_.__name__)
+def test_an_input_is_of_the_class_that_its_annotation_names_however_it_is_wrapped(
+    io_manager, as_class
+):
+    places = gpd.GeoDataFrame({"id": [1, 2]}, geometry=gpd.points_from_xy([1, 2], [3, 4]), crs=4326)
+    store_bare(io_manager, {"a": places[:1], "b": places[1:]}, ["a", "b"])
+    forms = {form: wrap for form, wrap in WRAPPED.items() if as_class is not pa.RecordBatchReader
+             or "dict" not in form}  # fmt: skip
 
-    found = load_partitions(io_manager, ["a", "b"], annotation)
+    taken = {form: load_partitions(io_manager, "ab", wrap(as_class), order_by="id")
+             for form, wrap in forms.items()}  # fmt: skip
 
-    assert {key: frame.lazy().collect().to_dicts() for key, frame in found.items()} == {
-        "a": [{"n": 1}],
-        "b": [{"n": 2}],
-    }
+    for form, given in taken.items():
+        frames = list(given.values()) if "dict" in form else [given]
+        assert [type(frame) for frame in frames] == [as_class] * len(frames), form
+        assert [ids_of(frame) for frame in frames] == ([[1], [2]] if "dict" in form else [[1, 2]])
+
+
+def ids_of(frame: Any) -> list[int]:
+    if isinstance(frame, pl.LazyFrame):
+        return list(frame.collect()["id"])
+    if isinstance(frame, pa.RecordBatchReader):
+        frame = frame.read_all()
+    return list(frame["id"].to_pylist() if isinstance(frame, pa.Table) else frame["id"])
 
 
 @pytest.mark.parametrize("annotation", [duckdb.DuckDBPyRelation, pl.Series])

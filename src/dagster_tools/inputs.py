@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dagster as dg
@@ -41,11 +41,13 @@ class Asked:
     Args:
         optional: None stands for what was never materialized.
         by_partition: A dict of partition key to frame.
+        each_optional: In the dict, None stands for a partition that was never materialized.
     """
 
     annotation: object
     optional: bool
     by_partition: bool
+    each_optional: bool = False
 
     @classmethod
     def by(cls, context: dg.InputContext) -> Asked:
@@ -55,12 +57,12 @@ class Asked:
             # A fan-in of several ops: Dagster loads each of its elements with a call of its own.
             annotation = typing.get_args(annotation)[0]
         annotation, optional = _without_none(annotation)
-        by_partition = typing.get_origin(annotation) is dict
-        if by_partition:
-            annotation = typing.get_args(annotation)[1]
-        elif annotation is dict:
-            by_partition, annotation = True, None
-        return cls(annotation, optional, by_partition)
+        if typing.get_origin(annotation) is dict:
+            annotation, each_optional = _without_none(typing.get_args(annotation)[1])
+            return cls(annotation, optional, by_partition=True, each_optional=each_optional)
+        if annotation is dict:
+            return cls(None, optional, by_partition=True)
+        return cls(annotation, optional, by_partition=False)
 
     @property
     def frame_class(self) -> type:
@@ -91,6 +93,8 @@ def request_for(
     if _is_own_earlier(context):
         environment = None
     options = InputOptions.from_metadata(own, name, full_table=consumer.full_table)
+    if asked.each_optional:
+        options = replace(options, allow_missing_partitions=True)
     upstream = context.upstream_output
     definition = unwrapped(upstream.definition_metadata) if upstream is not None else {}
     written = OutputOptions.from_metadata(definition, name)

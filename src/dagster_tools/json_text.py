@@ -4,7 +4,8 @@ Out: keys must be text (`json.dumps` alone would turn 1, True and None into text
 Infinity, which JSON does not have, and the character NUL, which PostgreSQL does not have,
 are refused. numpy's scalars and arrays become numbers and arrays, UUID, date, time and
 datetime their ISO text, `pd.NA` and `NaT` null. A Decimal becomes a number if a float
-shows the same digits, and is refused otherwise; trailing zeros are not kept.
+shows the same digits, and is refused otherwise; trailing zeros are not kept. A float has a
+point and no exponent: jsonb would make an integer of 1e+23, and one that is not equal to it.
 
 In: what `json.loads` makes of it. Dates stay text, numbers with a point become floats.
 """
@@ -23,6 +24,7 @@ __all__ = ["check", "dumps", "has_nul", "loads"]
 
 # An escaped NUL, but not an escaped backslash followed by the text "u0000".
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+_STRING_OR_LARGE = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?e\+\d+')
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 
@@ -37,7 +39,8 @@ def dumps(value: object) -> str:
     """
     try:
         _check_keys(value)
-        return _ENCODER.encode(value)
+        text = _ENCODER.encode(value)
+        return _STRING_OR_LARGE.sub(_with_point, text) if "e+" in text else text
     except TypeError as exc:
         raise ValueError(str(exc)) from None
     except RecursionError:
@@ -120,6 +123,12 @@ def _exact_number(value: Decimal) -> int | float:
         "holds a Decimal that is no JSON number or has more digits than a float; "
         "make it text with str(), or a float"
     )
+
+
+def _with_point(found: re.Match[str]) -> str:
+    """Return a float from 1e16 on, which has no fraction, with all its digits."""
+    text = found[0]
+    return text if text.startswith('"') else f"{Decimal(text):f}.0"
 
 
 def _refuse_constant(_name: str) -> NoReturn:

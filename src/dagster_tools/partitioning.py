@@ -125,7 +125,8 @@ def _common_schema(schemas: Mapping[str, pa.Schema]) -> pa.Schema:
             if merged is None and is_geometry(known) and is_geometry(field):
                 raise SchemaConflict(
                     f"Column {field.name!r} has another CRS in the frame of partition "
-                    f"{told_by[field.name]!r} than in that of {key!r}. Convert one with to_crs."
+                    f"{told_by[field.name]!r} than in that of {key!r}. Convert one "
+                    "with to_crs, or name the CRS of one that has none with set_crs."
                 )
             if merged is None:
                 raise SchemaConflict(

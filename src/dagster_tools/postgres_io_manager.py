@@ -396,10 +396,13 @@ class PostgresIOManager(dg.ConfigurableIOManager):
                 "The partitions arrive one after the other, so a dict cannot hold their streams. "
                 "Annotate the input as dict[str, pyarrow.Table], or as one RecordBatchReader."
             )
-        return {
+        found = {
             key: frames.from_arrow(stream, frame_class)
             for key, stream in read_by_partition(settings, tracking, request)
         }
+        if asked.each_optional and request.partition_keys is not None:
+            return {key: found.get(key) for key in request.partition_keys}
+        return found
 
     def _environment(self, environment: str | None, asset: str) -> ConnectionSettings:
         if environment != "production":

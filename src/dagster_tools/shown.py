@@ -150,6 +150,7 @@ def observe(context: dg.InputContext, loaded: object, environment: str) -> None:
     if not (in_a_run(context) and context.has_asset_key):
         return
     several: list[object] = [*loaded.values()] if isinstance(loaded, dict) else [loaded]
+    several = [frame for frame in several if frame is not None]
     counts = [len(frame) for frame in several if isinstance(frame, Sized)]
     metadata: dict[str, Any] = {"environment": environment}
     if len(counts) == len(several):  # a stream is not counted beforehand

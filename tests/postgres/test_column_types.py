@@ -136,6 +136,22 @@ def test_numbers_that_values_depend_on_must_be_numbers(text):
         parse_type(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "geometry(Circle,4326)",
+        "geometry(PointY)",
+        "geometry(4326)",
+        "geography(Point,WGS84)",
+        "geometry(Point,-1)",
+        "public.geometry(Point,4326,2)",
+    ],
+)
+def test_a_shape_that_postgis_does_not_know_is_refused_with_those_it_knows(text):
+    with pytest.raises(ConfigurationError, match=r"Point,4326.*MultiPolygon.*Z, M or ZM"):
+        parse_type(text)
+
+
 def test_the_parts_of_a_type_are_told_apart():
     assert parse_type("numeric(12,2)").precision_and_scale == (12, 2)
     assert parse_type("numeric(12)").precision_and_scale == (12, 0)

@@ -176,6 +176,25 @@ def test_the_first_value_that_does_not_fit_is_found_whatever_it_is():
     assert misfit(pa.array([b"\x01"]), Shape()) == (0, "is no WKB")
 
 
+def test_a_value_that_names_a_srid_fits_where_the_column_names_none_or_the_same():
+    named = with_srid(wkb(None, "POINT (1 2)", "POINT (3 4)"), 4326)
+    cut_short = pa.array([named[1].as_py()[:7]], named.type)
+
+    assert misfit(named, Shape()) is None
+    assert misfit(named, Shape(srid=4326)) is None
+    assert misfit(named, Shape(srid=3857)) == (1, "has SRID 4326, and the column takes 3857")
+    assert misfit(named, Shape(), ewkb=True) == (1, "has SRID 4326, and the column takes none")
+    assert misfit(cut_short, Shape(srid=4326)) == (0, "is no WKB")
+
+
+def test_big_endian_fits_where_postgis_reads_it_and_not_where_the_bytes_are_kept():
+    values = wkb("POINT (1 2)", byte_order=0)
+
+    assert misfit(values, Shape()) is None
+    row, reason = misfit(values, Shape(), ewkb=True) or (None, "")
+    assert (row, "big-endian" in reason) == (0, True)
+
+
 @pytest.mark.parametrize("byte_order", [0, 1])
 @pytest.mark.parametrize("flavor", ["iso", "extended"])
 def test_a_srid_goes_into_the_header_and_out_again(flavor, byte_order):

@@ -29,10 +29,7 @@ __all__ = [
     "to_arrow",
 ]
 
-SUPPORTED = (
-    "pyarrow.Table, pyarrow.RecordBatchReader, and, to be stored, any object with "
-    "__arrow_c_stream__"
-)
+SUPPORTED = "pyarrow.Table or RecordBatchReader"
 
 EXTRA: str | None = None
 

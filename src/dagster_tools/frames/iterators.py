@@ -17,9 +17,8 @@ import pyarrow as pa
 from dagster_tools.errors import BadValue, DagsterToolsError, SchemaConflict
 from dagster_tools.frames.arrow import Rows, Stream, matched
 
-__all__ = ["SUPPORTED", "owns", "to_arrow"]
+__all__ = ["owns", "to_arrow"]
 
-SUPPORTED = "an iterator or list of these"
 
 Convert: TypeAlias = Callable[[object, Mapping[str, pa.DataType]], Rows]
 

@@ -16,7 +16,7 @@ from psycopg import sql
 from psycopg.sql import Composable, Identifier
 
 from dagster_tools.errors import ConfigurationError, UnsupportedFrame
-from dagster_tools.geoarrow import is_geometry, read_crs
+from dagster_tools.geoarrow import DIMENSIONS, KINDS, is_geometry, read_crs
 
 __all__ = [
     "ANY_SHAPE",
@@ -85,6 +85,10 @@ COUNTED = {
     "interval": 1,
 }
 """How many numbers may stand in parentheses after a type whose values depend on them here."""
+
+KINDS_OF_GEOMETRY = ("Geometry", *KINDS.values())
+SHAPES = frozenset((kind + d).lower() for kind in KINDS_OF_GEOMETRY for d in DIMENSIONS)
+"""What stands first in the parentheses of a geometry; a SRID may follow."""
 
 WIRE = {
     "boolean": pa.bool_(),
@@ -172,6 +176,9 @@ class PgType:
 
     def __str__(self) -> str:
         where = f"{self.schema}." if self.schema not in {None, "public"} else ""
+        if self.modifiers[:1] == (ANY_SHAPE,):
+            srid = self.modifiers[1]
+            return f"{where}{self.name} " + (f"with SRID {srid}" if srid != "0" else "without SRID")
         return where + self._unqualified
 
     @property
@@ -241,9 +248,20 @@ def parse_type(text: str) -> PgType:
         raise ConfigurationError(
             f"{text!r}: in parentheses, {name} takes at most {COUNTED[name]} whole number(s)."
         )
+    if name.rpartition(".")[2] in {"geometry", "geography"} and modifiers:
+        _check_shape(text, *modifiers)
     if name == "numeric" and len(modifiers) == 1:
         modifiers = (*modifiers, "0")  # as `format_type` spells it
     return PgType(name, modifiers, array=bool(match["array"]))
+
+
+def _check_shape(text: str, shape: str, srid: str = "0", *more: str) -> None:
+    if shape.lower() not in SHAPES or not srid.isdecimal() or more:
+        raise ConfigurationError(
+            f"{text!r}: in parentheses stand a kind of geometry and a SRID, such as Point,4326 or "
+            f"PolygonZ,4326. The kinds are {', '.join(KINDS_OF_GEOMETRY)}, each also with Z, M or "
+            "ZM after it."
+        )
 
 
 def wire_type(target: PgType, source: pa.DataType) -> pa.DataType | None:

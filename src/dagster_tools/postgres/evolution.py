@@ -16,7 +16,8 @@ import pyarrow as pa
 from dagster_tools.errors import BadValue, SchemaConflict
 from dagster_tools.postgres.column_types import EWKB, PgType
 from dagster_tools.postgres.columns import Column, ExistingColumn, ExistingTable
-from dagster_tools.postgres.geometry import Shape, is_spatial, wider_types
+from dagster_tools.postgres.ddl import compose_add_shape_check, shape_check_name
+from dagster_tools.postgres.geometry import Shape, is_spatial, needs_check, wider_types
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table
 from dagster_tools.postgres.wire import check_modifiers, fit
 
@@ -180,7 +181,7 @@ def _holds_all_of(new: PgType, old: PgType) -> bool:
         return False
     if new.name != old.name:
         return new.name in WIDENINGS.get(old.name, ()) and not new.modifiers
-    if is_spatial(new):
+    if _is_geometry(new):
         return Shape.of(new).holds_all_of(Shape.of(old))
     if not new.modifiers:
         # Without modifiers a type is at its widest, but for char, which then holds one character.
@@ -244,7 +245,8 @@ def _widen(
     empty = wider is None and present.storage == old != wanted.type and holds_no_value(name)
     new = wanted.type if empty else wider
     if new is None or mode == "strict":
-        raise misfit_error(table, old, wanted, values, reason, wider=new)
+        told = present.storage if present.storage.name == EWKB else old
+        raise misfit_error(table, told, wanted, values, reason, wider=new)
     return Widening(name, old, new, empty=empty)
 
 
@@ -264,7 +266,7 @@ def misfit_error(
         wider: The type that `strict` forbids, if there is one.
     """
     new = wider or wanted.type
-    no_way = new == old or (wider is None and (is_spatial(old) or wanted.type.name == EWKB))
+    no_way = new == old or (wider is None and (is_spatial(old) or EWKB in {old.name, new.name}))
     if no_way or (wanted.not_null and any(array.null_count for array in values)):
         return reason
     said = str(reason)
@@ -273,7 +275,7 @@ def misfit_error(
     if wider is not None:
         said += f" schema_evolution is 'strict'; else it would become {wider}."
     return SchemaConflict(
-        f"{said} To change the table: {_alter_statement(table, wanted.name, new)}"
+        f"{said} To change the table: {_alter_statement(table, wanted.name, old, new)}"
     )
 
 
@@ -284,18 +286,39 @@ def _redeclare(
     mode: Literal["evolve", "strict"],
     holds_no_value: Callable[[str], bool],
 ) -> PgType | Widening:
+    stored = _told(present)
     if mode == "evolve":
         if _holds_all_of(wanted.type, present.type):
             return Widening(present.name, present.type, wanted.type)
-        if _holds_all_of(present.type, wanted.type):
+        if _holds_all_of(stored, _as_stored(wanted.type, stored)):
             return present.storage
-        if holds_no_value(present.name):
+        if stored.name != EWKB and holds_no_value(present.name):
             return Widening(present.name, present.type, wanted.type, empty=True)
-    raise SchemaConflict(
-        f"column {present.name!r} of {table} is {present.type}, and the asset declares "
-        f"{wanted.type}. Declare {present.type}, or change the table: "
-        f"{_alter_statement(table, present.name, wanted.type)}"
+    remedy = (
+        'Declare "geometry", which leaves it as it is.'
+        if stored.name == EWKB
+        else f"Declare {present.type}, or change the table: "
+        f"{_alter_statement(table, present.name, stored, wanted.type)}"
     )
+    raise SchemaConflict(
+        f"column {present.name!r} of {table} is {stored}, and the asset declares {wanted.type}. "
+        f"{remedy}"
+    )
+
+
+def _told(column: ExistingColumn) -> PgType:
+    """Return the column's type, or of geometry what its CHECK tells besides."""
+    return column.storage if _is_geometry(column.storage) else column.type
+
+
+def _as_stored(declared: PgType, stored: PgType) -> PgType:
+    """Return a declared geometry in EWKB where that is how the column keeps it."""
+    ewkb = stored.name == EWKB and is_spatial(declared)
+    return replace(declared, name=EWKB, schema=None) if ewkb else declared
+
+
+def _is_geometry(type_: PgType) -> bool:
+    return type_.name == EWKB or is_spatial(type_)
 
 
 def _same(present: PgType, declared: PgType) -> bool:
@@ -403,16 +426,27 @@ def _own_columns(existing: ExistingTable) -> list[str]:
     return [column.name for column in existing.columns if column.name != MATERIALIZATION_ID]
 
 
-def _alter_statement(table: Table, column: str, type_: PgType) -> str:
-    quoted, new = '"' + column.replace('"', '""') + '"', type_.as_sql.as_string()
-    return f"ALTER TABLE {table} ALTER COLUMN {quoted} TYPE {new} USING {quoted}::{new};"
+def _alter_statement(table: Table, column: str, old: PgType, new: PgType) -> str:
+    quoted, type_ = _quoted([column]), new.as_sql.as_string()
+    value, first = f"{quoted}::{type_}", ""
+    if old.name == new.name == "geometry" and (srid := Shape.of(new).srid) != Shape.of(old).srid:
+        function = "ST_Transform" if srid and Shape.of(old).srid else "ST_SetSRID"
+        where = f"{_quoted([new.schema])}." if new.schema else ""
+        value = f"{where}{function}({quoted}, {srid})"
+        if needs_check(old):
+            first = f"DROP CONSTRAINT {_quoted([shape_check_name(table, column)])}, "
+    return f"ALTER TABLE {table} {first}ALTER COLUMN {quoted} TYPE {type_} USING {value};"
 
 
 def _add_statements(table: Table, columns: Sequence[Column]) -> str:
-    return " ".join(
-        f"ALTER TABLE {table} ADD COLUMN {_quoted([column.name])} {column.type};"
-        for column in columns
-    )
+    statements = []
+    for column in columns:
+        type_ = column.type.as_sql.as_string()
+        statements += [f"ALTER TABLE {table} ADD COLUMN {_quoted([column.name])} {type_};"]
+        if needs_check(column.type):
+            check = compose_add_shape_check(table, column.name, column.type, valid=True)
+            statements += [f"{check.as_string()};"]
+    return " ".join(statements)
 
 
 def _quoted(columns: Sequence[str]) -> str:

@@ -39,6 +39,7 @@ __all__ = [
     "Shape",
     "crs_of",
     "ewkb_pattern",
+    "given_srid",
     "is_spatial",
     "misfit",
     "needs_check",
@@ -47,6 +48,7 @@ __all__ = [
     "settled_type",
     "shape_of_values",
     "srid_of",
+    "srid_of_value",
     "wider_types",
     "with_srid",
     "without_srid",
@@ -135,6 +137,13 @@ def is_spatial(type_: PgType) -> bool:
 def needs_check(type_: PgType) -> bool:
     """Whether a column of this type has to say by a CHECK what geometry it holds."""
     return type_.name == EWKB or type_.modifiers[:1] == (ANY_SHAPE,)
+
+
+def given_srid(type_: PgType) -> int:
+    """Return the SRID that PostGIS gives to values without one, 0 for none."""
+    if type_.name == "geography":
+        return WGS84
+    return 0 if needs_check(type_) else Shape.of(type_).srid
 
 
 def wider_types(type_: PgType) -> list[PgType]:
@@ -246,16 +255,28 @@ def shape_of_values(chunks: Iterable[pa.Array], srid: int) -> Shape:
     return Shape(dimensions=dimensions.pop() if len(dimensions) == 1 else None, srid=srid)
 
 
-def misfit(wkb: pa.Array, target: Shape) -> tuple[int, str] | None:
-    """Return the first row that is no WKB, or not of the target's shape, and why; None if none."""
+def misfit(wkb: pa.Array, target: Shape, *, ewkb: bool = False) -> tuple[int, str] | None:
+    """Return the first row that is no WKB, or not of the target's shape, and why; None if none.
+
+    Args:
+        ewkb: The bytes themselves are kept, and a CHECK reads them: in one byte order alone.
+    """
     headers = _headers(wkb).dictionary_encode()
-    reasons = [_misfit(header, target) for header in headers.dictionary.to_pylist()]
+    if any(type_code(header or b"") & HAS_SRID for header in headers.dictionary.to_pylist()):
+        headers = pc.binary_slice(wkb, 0, HEADER + 4).dictionary_encode()
+    reasons = [_misfit(header, target, ewkb) for header in headers.dictionary.to_pylist()]
     found = [
         (pc.index(headers.indices, pa.scalar(code, headers.indices.type)).as_py(), reason)
         for code, reason in enumerate(reasons)
         if reason is not None
     ]
     return min(found, default=None)
+
+
+def srid_of_value(wkb: pa.Array) -> int:
+    """Return the SRID that the first value, NULL aside, names; 0 where it names none."""
+    value = wkb[pc.index(wkb.is_valid(), True).as_py()].as_py()
+    return _named_srid(value) or 0
 
 
 def with_srid(wkb: pa.Array, srid: int) -> pa.Array:
@@ -311,6 +332,14 @@ def _add_srid(header: bytes | None, srid: int) -> bytes | None:
     return header[:1] + struct.pack(f"{order}II", plain | HAS_SRID, srid)
 
 
+def _named_srid(header: bytes) -> int | None:
+    """Return the SRID that a value names, of which the first nine bytes do; None for none."""
+    if not type_code(header) & HAS_SRID:
+        return None
+    srid: int = struct.unpack_from(f"{byte_order(header)}I", header, HEADER)[0]
+    return srid
+
+
 def _drop_srid(header: bytes | None) -> bytes | None:
     code = type_code(header or b"")
     if header is None or not code & HAS_SRID:
@@ -318,12 +347,20 @@ def _drop_srid(header: bytes | None) -> bytes | None:
     return header[:1] + struct.pack(f"{byte_order(header)}I", code & ~HAS_SRID)
 
 
-def _misfit(header: bytes | None, target: Shape) -> str | None:
+def _misfit(header: bytes | None, target: Shape, ewkb: bool) -> str | None:
     if header is None:
         return None
     value = read_header(header)
-    if value is None:
+    if value is None or (type_code(header) & HAS_SRID and len(header) < HEADER + 4):
         return "is no WKB"
+    if ewkb and header[0] == 0:
+        return (
+            "is big-endian WKB, and the column keeps little-endian; "
+            "shapely.to_wkb(…, byte_order=1) makes that"
+        )
+    srid = _named_srid(header)
+    if srid not in {None, target.srid} and (target.srid or ewkb):
+        return f"has SRID {srid}, and the column takes {target.srid or 'none'}"
     kind, dimensions = value
     if target.kind not in {ANY, kind}:
         return f"is a {kind}, and the column takes {target.kind}"

@@ -25,6 +25,7 @@ from dagster_tools.postgres.evolution import (
     misfit_error,
     widened_type,
 )
+from dagster_tools.postgres.geometry import is_spatial, settled_type
 from dagster_tools.postgres.merge import compose_insert_selected, compose_selected
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table
 from dagster_tools.postgres.options import OutputOptions
@@ -46,12 +47,14 @@ class Plan:
     Args:
         wanted: All columns the asset asks for, those of the frame first.
         evolution: Changes of an existing table, and what each column is encoded as.
+        postgis: Schema of the PostGIS extension, None where the database has none.
         new_table: There is no table yet.
     """
 
     options: OutputOptions
     wanted: tuple[Column, ...]
     evolution: Evolution
+    postgis: str | None
     new_table: bool = False
 
     def column(self, name: str) -> Column:
@@ -81,6 +84,10 @@ class Rows(Protocol):
     @property
     def counts(self) -> Mapping[str | None, int]:
         """How many there are of each partition, once they were moved."""
+
+    @property
+    def srids(self) -> Mapping[str, int]:
+        """SRIDs of the geometry that was moved, by column, of columns that name none."""
 
     @property
     def bytes(self) -> int:
@@ -120,6 +127,11 @@ class CopiedRows:
     def counts(self) -> Mapping[str | None, int]:
         """See `Rows`."""
         return self.feed.rows
+
+    @property
+    def srids(self) -> Mapping[str, int]:
+        """See `Rows`."""
+        return self.feed.srids
 
     @property
     def bytes(self) -> int:
@@ -179,8 +191,19 @@ class CopiedRows:
             return Widening(name, old, new)
         never_filled = name not in self.feed.filled
         if never_filled and alter.holds_no_value(self.connection, self.table, name):
-            return Widening(name, old, infer(misfit.field), empty=True)
+            return Widening(name, old, self._inferred(misfit), empty=True)
         raise self._refusal(misfit)
+
+    def _inferred(self, misfit: Misfit) -> PgType:
+        """Return the type of a column that held nothing so far."""
+        inferred, options = infer(misfit.field), self.plan.options
+        if not is_spatial(inferred):
+            return inferred
+        ewkb = options.geometry_storage == "ewkb"
+        if not ewkb and self.plan.postgis is None:
+            raise self._refusal(misfit)
+        settled = settled_type(inferred, misfit.field, [misfit.values], ewkb=ewkb)
+        return settled if ewkb else replace(settled, schema=self.plan.postgis)
 
     def _refusal(self, misfit: Misfit, *, wider: PgType | None = None) -> BadValue | SchemaConflict:
         name = misfit.field.name
@@ -249,6 +272,11 @@ class SelectedRows:
     def counts(self) -> Mapping[str | None, int]:
         """See `Rows`."""
         return {self.partition.key: self.count}
+
+    @property
+    def srids(self) -> Mapping[str, int]:
+        """See `Rows`; what a query gives is not looked at."""
+        return {}
 
     @property
     def selected(self) -> Composed:

@@ -32,8 +32,10 @@ from dagster_tools.postgres.merge import (
     compose_repeated_keys,
     compose_replace,
     compose_replace_kept,
+    compose_srid_joined,
 )
 from dagster_tools.postgres.names import MATERIALIZATION_ID, Table
+from dagster_tools.postgres.rows import different_srids
 from dagster_tools.postgres.tracking import Counts
 from dagster_tools.postgres.upsert import Staged, upsert
 
@@ -158,14 +160,17 @@ class Loader:
 
         Raises:
             BadValue: Two new rows have the same key.
+            SchemaConflict: Their geometry has another CRS than that of rows that stay.
         """
         condition = (
             compose_condition(deletion, existing, "kept", first=2) if deletion is not None else None
         )
-        if self.plan.options.primary_key and upsert:
+        upsert = upsert and bool(self.plan.options.primary_key)
+        if upsert:
             self._upsert(existing, earlier, condition, repeated)
         else:
             self._put_in_place(existing, earlier, condition or NO_ROW)
+        self._check_srids(existing, earlier, upsert=upsert)
 
     def counts(self) -> dict[str | None, Counts]:
         """Return what was done to the rows of each partition."""
@@ -178,6 +183,22 @@ class Loader:
                 inserted, updated = self.upserted.get(number, (0, 0))
             counted[partition.key] = Counts(inserted, updated, deleted, came - inserted - updated)
         return counted
+
+    def _check_srids(
+        self, existing: ExistingTable, earlier: Mapping[int, str | None], *, upsert: bool
+    ) -> None:
+        """Refuse geometry in another CRS than that of rows it joins, where no type names one."""
+        new = [partition.materialization_id for partition in self.rows.partitions]
+        for name, srid in self.rows.srids.items():
+            column = existing.column(name)
+            if column is None:
+                continue
+            query = compose_srid_joined(self.table, name, column.storage.schema, upsert=upsert)
+            with translated(f"looking for geometry in {self.table}"):
+                numbers = new if upsert else list(earlier)
+                found = self.connection.execute(query, [numbers]).fetchone()
+            if found is not None and found[0] != srid:
+                raise different_srids(name, found[0], f"in {self.table}", srid)
 
     def _put_in_place(
         self,

@@ -24,6 +24,7 @@ __all__ = [
     "compose_replace",
     "compose_replace_kept",
     "compose_selected",
+    "compose_srid_joined",
     "compose_update_changed",
 ]
 
@@ -90,6 +91,26 @@ def compose_delete(table: Table, condition: Composable = EVERY_ROW) -> Composed:
 def compose_delete_and_count(table: Table, condition: Composable = EVERY_ROW) -> Composed:
     """Compose the same delete, returning how many rows of each materialization went."""
     return compose_counted(compose_delete(table, condition))
+
+
+def compose_srid_joined(
+    table: Table, column: str, postgis: str | None, *, upsert: bool
+) -> Composed:
+    """Compose a query for the SRID of a row that new ones have joined.
+
+    $1: for an upsert, which joins all other rows, the new materializations; else the earlier ones.
+
+    Args:
+        postgis: Schema of the extension.
+    """
+    return sql.SQL("SELECT {}({}) FROM {} WHERE {} IS NOT NULL AND {} {} ($1) LIMIT 1").format(
+        Identifier(*([postgis] if postgis else []), "st_srid"),
+        Identifier(column),
+        table.identifier,
+        Identifier(column),
+        Identifier(MATERIALIZATION_ID),
+        sql.SQL("<> ALL" if upsert else "= ANY"),
+    )
 
 
 def compose_absent_from_staging(staging: Identifier, key: Sequence[str]) -> Composed:

@@ -53,7 +53,7 @@ def plan_frame(
             mode=options.schema_evolution,
             holds_no_value=lambda name: alter.holds_no_value(connection, catalog.table, name),
         )
-        return Plan(options, wanted, evolution)
+        return Plan(options, wanted, evolution, catalog.postgis)
     targets = fetch_storage(connection, wanted)
     absent = [c.name for c in wanted if c.name not in source.schema.names]
     if absent and options.schema_evolution == "strict":
@@ -71,7 +71,7 @@ def plan_frame(
                 f"Column {column.name!r} is declared 'not null', and the frame lacks it. "
                 f"Its columns are {source.schema.names}."
             )
-    return Plan(options, wanted, Evolution(targets), new_table=True)
+    return Plan(options, wanted, Evolution(targets), catalog.postgis, new_table=True)
 
 
 def plan_query(
@@ -93,7 +93,7 @@ def plan_query(
     wanted = resolve_types(connection, wanted, catalog.postgis)
     storage = fetch_storage(connection, wanted)
     if existing is None:
-        return Plan(options, wanted, Evolution(storage))
+        return Plan(options, wanted, Evolution(storage), catalog.postgis)
     evolution = plan_evolution(
         existing,
         wanted,
@@ -104,7 +104,7 @@ def plan_query(
         mode=options.schema_evolution,
         holds_no_value=lambda name: alter.holds_no_value(connection, catalog.table, name),
     )
-    return Plan(options, wanted, evolution)
+    return Plan(options, wanted, evolution, catalog.postgis)
 
 
 def _with_settled_geometry(
@@ -133,7 +133,7 @@ def _with_settled_geometry(
             yield column
             continue
         ewkb = options.geometry_storage == "ewkb"
-        if present is not None:
+        if present is not None and (present.storage.name == EWKB or is_spatial(present.storage)):
             ewkb = present.storage.name == EWKB
         if not ewkb and catalog.postgis is None:
             raise _postgis_absent(connection, column)

@@ -11,10 +11,12 @@ from typing import Protocol
 import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.types as pat
 
 from dagster_tools.errors import BadValue, SchemaConflict
 from dagster_tools.postgres.column_types import PgType
 from dagster_tools.postgres.columns import Column
+from dagster_tools.postgres.geometry import SPATIAL, Shape, srid_of_value
 from dagster_tools.postgres.names import MATERIALIZATION_ID
 from dagster_tools.postgres.wire import check_modifiers, fit
 
@@ -26,6 +28,7 @@ __all__ = [
     "Source",
     "Stream",
     "check_key",
+    "different_srids",
     "open_source",
 ]
 
@@ -158,6 +161,15 @@ def check_key(rows: pa.Table | pa.RecordBatch, key: Sequence[str], *, first_row:
     )
 
 
+def different_srids(column: str, there: int, where: str, here: int) -> SchemaConflict:
+    """Return what to raise for geometry that would join other geometry in another CRS."""
+    told, found = (f"SRID {srid}" if srid else "no CRS" for srid in (there, here))
+    return SchemaConflict(
+        f"column {column!r} has {told} {where}, and {found} in the frame. Bring them together with "
+        f"frame.to_crs({there or '…'}), or, if no coordinate has to change, with frame.set_crs."
+    )
+
+
 class Numbered(Protocol):
     """A partition, and the number its new rows bear."""
 
@@ -176,7 +188,7 @@ class Feed:
     Iterating stops at a batch that does not fit; `misfit` then tells it, and after `retarget`
     the next iteration begins with it. It stops, too, where a stream's columns change their
     types, and `schema` with them: they may have to travel another way. `filled` tells the
-    columns that had a value so far.
+    columns that had a value so far, `srids` the CRS of geometry whose column names none.
     """
 
     def __init__(
@@ -195,6 +207,7 @@ class Feed:
         self.partitions = partitions
         self.rows: dict[str | None, int] = {partition.key: 0 for partition in partitions}
         self.filled: set[str] = set()
+        self.srids: dict[str, int] = {}
         self.misfit: Misfit | None = None
         self._numbers = pa.array([p.materialization_id for p in partitions], pa.int32())
         self._by_partition = source.by_partition
@@ -242,6 +255,7 @@ class Feed:
         fitted = fit(array, frame_field, self.targets[name], first_row=row)
         if fitted.null_count < len(fitted):
             self.filled.add(name)
+            self._check_srid(name, fitted)
         check_modifiers(
             fitted,
             name,
@@ -250,6 +264,16 @@ class Feed:
             first_row=row,
         )
         return fitted
+
+    def _check_srid(self, name: str, fitted: pa.Array) -> None:
+        """Refuse geometry in another CRS than the rows before, where no type holds to one."""
+        target = self.targets[name]
+        is_text = not pat.is_large_binary(fitted.type)
+        if is_text or target.name not in SPATIAL or Shape.of(target).srid:
+            return
+        srid = srid_of_value(fitted)
+        if (before := self.srids.setdefault(name, srid)) != srid:
+            raise different_srids(name, before, "in the rows before", srid)
 
     def _numbered(self, batch: pa.RecordBatch) -> pa.Array:
         """Return the materialization's number of each row, and count the rows by partition."""

@@ -23,14 +23,13 @@ from dagster_tools import json_text
 from dagster_tools.errors import BadValue, SchemaConflict
 from dagster_tools.geoarrow import is_geometry
 from dagster_tools.postgres.column_types import (
-    ANY_SHAPE,
     EWKB,
     PgType,
     is_list,
     plain_type,
     wire_type,
 )
-from dagster_tools.postgres.geometry import SPATIAL, Shape, misfit, srid_of, with_srid
+from dagster_tools.postgres.geometry import SPATIAL, Shape, given_srid, misfit, srid_of, with_srid
 
 __all__ = ["check_modifiers", "encode", "fit", "render"]
 
@@ -291,8 +290,7 @@ def _fit_bytes(array: pa.Array, place: _Place) -> pa.Array:
 def _fit_geometry(array: pa.Array, marked: pa.Field | None, place: _Place) -> pa.Array:
     """Take WKB, of the column's SRID where the frame's field is marked and so names one.
 
-    Where the column's type has a SRID, PostGIS gives it to values without one; elsewhere the
-    values have to bring it.
+    What PostGIS does not give them by itself, the values have to bring.
     """
     if _is_text(array.type) and place.target.name in SPATIAL:
         _refuse_nul(array, place)
@@ -301,16 +299,21 @@ def _fit_geometry(array: pa.Array, marked: pa.Field | None, place: _Place) -> pa
         raise place.conflict(array.type, "Return geometry as WKB, or a GeoDataFrame.")
     wkb, shape = array.cast(pa.large_binary()), Shape.of(place.target)
     srid = shape.srid if marked is None else _checked_srid(marked, shape.srid, place)
-    if (found := misfit(wkb, shape)) is not None:
+    if (found := misfit(wkb, shape, ewkb=place.target.name == EWKB)) is not None:
         raise place.bad(*found)
-    named_by_type = place.target.modifiers[:1] != (ANY_SHAPE,) and shape.srid
-    return wkb if named_by_type and place.target.name != EWKB else with_srid(wkb, srid)
+    return wkb if srid and srid == given_srid(place.target) else with_srid(wkb, srid)
 
 
 def _checked_srid(field: pa.Field, expected: int, place: _Place) -> int:
     srid = srid_of(field)
-    if expected in {0, srid}:
+    if srid == expected or not (expected or place.target.name == EWKB):
         return srid
+    if not expected:
+        raise SchemaConflict(
+            f"column {place.column!r} was made for geometry without a CRS, and the frame's has "
+            f"SRID {srid}. frame.set_crs(None, allow_override=True) takes it off; or drop the "
+            "column from the table, and it is made for that CRS."
+        )
     if not srid:
         raise SchemaConflict(
             f"column {place.column!r} has SRID {expected} in the table, and the frame's has no "
