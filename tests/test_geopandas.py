@@ -21,7 +21,14 @@ from hypothesis import given as given_by_chance
 from hypothesis import strategies as st
 from shapely.geometry import LinearRing, Point, Polygon
 
-from dagster_tools import Eq, IncrementalDataFrame, PostgresIOManager, Query
+from dagster_tools import (
+    Batch,
+    Batches,
+    Eq,
+    IncrementalDataFrame,
+    PostgresIOManager,
+    Query,
+)
 from dagster_tools.embedded import Server
 from dagster_tools.errors import BadValue, ConfigurationError, SchemaConflict, UnsupportedFrame
 from tests import fix_servers
@@ -991,7 +998,7 @@ def test_an_iterator_whose_frames_have_different_crs_writes_nothing(
     assert query(module_database, "SELECT to_regclass(%s)", table_name) == [(None,)]
 
 
-@pytest.mark.parametrize("way", ["iterator", "upsert", "delete"])
+@pytest.mark.parametrize("way", ["iterator", "upsert", "batch", "delete"])
 @pytest.mark.parametrize("storage", ["postgis", "ewkb"])
 @pytest.mark.parametrize(("first", "later"), [(None, 4326), (4326, None), (4326, 3857)])
 def test_rows_in_another_crs_than_those_they_join_are_refused(
@@ -1006,9 +1013,12 @@ def test_rows_in_another_crs_than_those_they_join_are_refused(
         store(manager, frame_of(None, crs=None), key=table_name, **options)
     if way != "iterator":
         store(manager, one, key=table_name, **options)
-    refused: Any = {"iterator": iter([one, other]), "upsert": other}.get(
-        way, IncrementalDataFrame(other, delete=Eq("id", 7))
-    )
+    refused: Any = {
+        "iterator": iter([one, other]),
+        "upsert": other,
+        "batch": Batches(lambda _high_watermark: iter([Batch(other)])),
+        "delete": IncrementalDataFrame(other, delete=Eq("id", 7)),
+    }[way]
 
     said = r"'geometry' (has|was made).*(CRS|SRID).*frame\.(to|set)_crs"
     with pytest.raises(SchemaConflict, match=said):

@@ -80,7 +80,7 @@ def test_a_name_stands_in_a_statement_only_within_its_quotes(name, columns):
         merge.compose_copy_in(table.identifier, names, binary=True),
         merge.compose_delete(table, sql.SQL("kept.{} = 1").format(Identifier(name))),
         merge.compose_delete_and_count(table),
-        merge.compose_srid_joined(table, name, name, upsert=True),
+        merge.compose_srid_joined(table, name, name, others=True),
         merge.compose_absent_from_staging(staging, [name]),
         merge.compose_repeated_keys(staging, [name]),
         merge.compose_update_changed(table, staging, names, [name], compared_by_image=["v"]),

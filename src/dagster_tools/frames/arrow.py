@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 
@@ -24,6 +24,7 @@ __all__ = [
     "is_text",
     "loads_as",
     "matched",
+    "of_class",
     "owns",
     "postgresql_type",
     "to_arrow",
@@ -113,6 +114,23 @@ def from_arrow(stream: pa.RecordBatchReader, as_type: type) -> pa.Table | pa.Rec
     """
     reader = _with_decimals(stream)
     return reader if issubclass(as_type, pa.RecordBatchReader) else reader.read_all()
+
+
+def of_class(frame: object, as_type: type, own: str) -> Any:
+    """Return a frame, or an instance of a subclass that its constructor makes of it.
+
+    Args:
+        own: The frame's own class, as a user writes it.
+    """
+    if type(frame) is as_type:
+        return frame
+    try:
+        return as_type(frame)
+    except Exception as exc:
+        raise UnsupportedFrame(
+            f"{as_type.__module__}.{as_type.__qualname__} cannot be made from a {own} alone; "
+            f"annotate the input as {own} and convert it"
+        ) from exc
 
 
 def postgresql_type(field: pa.Field) -> str | None:

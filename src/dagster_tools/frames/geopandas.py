@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from dagster_tools import geoarrow
 from dagster_tools.errors import BadValue, UnsupportedFrame
-from dagster_tools.frames import pandas
+from dagster_tools.frames import arrow, pandas
 from dagster_tools.geoarrow import Crs, read_crs
 
 __all__ = [
@@ -101,9 +101,9 @@ def from_arrow(stream: pa.RecordBatchReader, as_type: type) -> Any:
             values = gpd.array.GeometryArray(values, crs=_pyproj_crs(field))
         others.insert(stream.schema.get_field_index(field.name), field.name, values)
     if not loads_as(as_type):
-        return others if type(others) is as_type else pandas.subclass_of(others, as_type)
+        return arrow.of_class(others, as_type, pandas.SUPPORTED)
     frame = gpd.GeoDataFrame(others, geometry="geometry" if "geometry" in names else names[0])
-    return frame if as_type is gpd.GeoDataFrame else _subclass_of(frame, as_type)
+    return arrow.of_class(frame, as_type, SUPPORTED)
 
 
 def _import(what: str) -> Any:
@@ -158,17 +158,6 @@ def _read(stream: pa.RecordBatchReader, marked: list[pa.Field]) -> tuple[Any, di
     else:
         others = pd.DataFrame(index=pd.RangeIndex(rows))
     return others, {name: np.concatenate(parts) for name, parts in geometries.items()}
-
-
-def _subclass_of(frame: Any, as_type: type) -> Any:
-    try:
-        return as_type(frame)
-    except Exception as exc:
-        raise UnsupportedFrame(
-            f"{as_type.__module__}.{as_type.__qualname__} cannot be made from a "
-            "geopandas.GeoDataFrame alone; annotate the input as geopandas.GeoDataFrame and "
-            "convert it"
-        ) from exc
 
 
 # --- CRS ------------------------------------------------------------------------------------

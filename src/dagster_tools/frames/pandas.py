@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_tools.errors import BadValue, ConfigurationError, UnsupportedFrame
-from dagster_tools.frames import objects
+from dagster_tools.frames import arrow, objects
 from dagster_tools.frames.arrow import POSTGRESQL_TYPE, is_text, postgresql_type
 from dagster_tools.frames.objects import Encoded
 
@@ -34,7 +34,6 @@ __all__ = [
     "from_arrow",
     "loads_as",
     "owns",
-    "subclass_of",
     "to_arrow",
 ]
 
@@ -114,18 +113,7 @@ def from_arrow(stream: pa.RecordBatchReader, as_type: type) -> Any:
     # pandas' own default copies all columns into one block per dtype. That is worth its
     # time only where separate blocks would earn the user a warning.
     frame = pd.DataFrame(data, index=index, copy=len(data) > _WARNED_BLOCKS)
-    return frame if as_type is pd.DataFrame else subclass_of(frame, as_type)
-
-
-def subclass_of(frame: Any, as_type: type) -> Any:
-    """Return the frame as an instance of the subclass, made by its constructor."""
-    try:
-        return as_type(frame)
-    except Exception as exc:
-        raise UnsupportedFrame(
-            f"{as_type.__module__}.{as_type.__qualname__} cannot be made from a pandas.DataFrame "
-            "alone; annotate the input as pandas.DataFrame and convert it"
-        ) from exc
+    return arrow.of_class(frame, as_type, SUPPORTED)
 
 
 def _field(name: str, encoded: Encoded) -> pa.Field:

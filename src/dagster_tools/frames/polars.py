@@ -83,7 +83,7 @@ def from_arrow(stream: pa.RecordBatchReader, as_type: type) -> Any:
         frame = frame.with_columns(texts)
     if issubclass(as_type, pl.LazyFrame):
         return frame.lazy()
-    return frame if as_type is pl.DataFrame else _subclass_of(frame, as_type)
+    return arrow.of_class(frame, as_type, "polars.DataFrame")
 
 
 # --- out ------------------------------------------------------------------------------------
@@ -212,13 +212,3 @@ def _uuid_parts(pl: Any, column: Any) -> Any:
     return pl.concat_str(
         [digits.str.slice(start, length) for start, length in _UUID_PARTS], separator="-"
     )
-
-
-def _subclass_of(frame: Any, as_type: type) -> Any:
-    try:
-        return as_type(frame)
-    except Exception as exc:
-        raise UnsupportedFrame(
-            f"{as_type.__module__}.{as_type.__qualname__} cannot be made from a polars.DataFrame "
-            "alone; annotate the input as polars.DataFrame and convert it"
-        ) from exc

@@ -216,8 +216,8 @@ def widen(connection: Connection, table: Table, widening: Widening, log: logging
             raise
         raise SchemaConflict(
             f"Column {widening.column!r} of {table} is {widening.old} and would have to become "
-            f"{widening.new}, but {', '.join(dependents)} depend on it. Drop them, run "
-            f"{statement.as_string()}; and create them again."
+            f"{widening.new}, but there is what depends on it: {', '.join(dependents)}. Drop that, "
+            f"run {statement.as_string()}; and create it again."
         ) from None
 
 

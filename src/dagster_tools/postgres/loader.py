@@ -170,7 +170,7 @@ class Loader:
             self._upsert(existing, earlier, condition, repeated)
         else:
             self._put_in_place(existing, earlier, condition or NO_ROW)
-        self._check_srids(existing, earlier, upsert=upsert)
+        self._check_srids(existing, None if upsert or deletion is None else earlier)
 
     def counts(self) -> dict[str | None, Counts]:
         """Return what was done to the rows of each partition."""
@@ -185,17 +185,23 @@ class Loader:
         return counted
 
     def _check_srids(
-        self, existing: ExistingTable, earlier: Mapping[int, str | None], *, upsert: bool
+        self, existing: ExistingTable, joined: Mapping[int, str | None] | None
     ) -> None:
-        """Refuse geometry in another CRS than that of rows it joins, where no type names one."""
+        """Refuse geometry in another CRS than that of rows it joins, where no type names one.
+
+        Args:
+            joined: The materializations of those; None for all other rows.
+        """
         new = [partition.materialization_id for partition in self.rows.partitions]
         for name, srid in self.rows.srids.items():
             column = existing.column(name)
             if column is None:
                 continue
-            query = compose_srid_joined(self.table, name, column.storage.schema, upsert=upsert)
+            query = compose_srid_joined(
+                self.table, name, column.storage.schema, others=joined is None
+            )
             with translated(f"looking for geometry in {self.table}"):
-                numbers = new if upsert else list(earlier)
+                numbers = new if joined is None else list(joined)
                 found = self.connection.execute(query, [numbers]).fetchone()
             if found is not None and found[0] != srid:
                 raise different_srids(name, found[0], f"in {self.table}", srid)

@@ -94,11 +94,11 @@ def compose_delete_and_count(table: Table, condition: Composable = EVERY_ROW) ->
 
 
 def compose_srid_joined(
-    table: Table, column: str, postgis: str | None, *, upsert: bool
+    table: Table, column: str, postgis: str | None, *, others: bool
 ) -> Composed:
     """Compose a query for the SRID of a row that new ones have joined.
 
-    $1: for an upsert, which joins all other rows, the new materializations; else the earlier ones.
+    $1: materializations: those that were joined, or the new ones, which joined all others.
 
     Args:
         postgis: Schema of the extension.
@@ -109,7 +109,7 @@ def compose_srid_joined(
         table.identifier,
         Identifier(column),
         Identifier(MATERIALIZATION_ID),
-        sql.SQL("<> ALL" if upsert else "= ANY"),
+        sql.SQL("<> ALL" if others else "= ANY"),
     )
 
 
