@@ -295,6 +295,34 @@ def test_config_by_schema_has_the_fields_that_deliver_files_again(resources, dri
     assert found == [(1, 1), (2, 1)]
 
 
+FACTOR = {"factor": dg.Field(int, default_value=3)}
+
+
+@pytest.mark.parametrize(
+    "schema", [FACTOR, dg.Field(FACTOR), dg.Shape(FACTOR), dg.Permissive(FACTOR)]
+)
+def test_a_schema_of_any_kind_has_them(resources, drive, schema):
+    found: list[Any] = []
+
+    @sharepoint_asset(watch=WATCH, config_schema=schema)
+    def results(context: dg.OpExecutionContext, files):
+        found.append((context.op_config["factor"], len(files)))
+
+    drive.write("/Results/a.csv", "x\n1\n")
+    run(results, resources)
+    config = {"ops": {"results": {"config": {"full_refresh": True}}}}
+    run(results, resources, run_config=config)
+
+    assert found == [(3, 1), (3, 1)]
+
+
+def test_a_schema_of_a_single_value_is_refused():
+    with pytest.raises(ConfigurationError, match="Make it a dict of fields"):
+
+        @sharepoint_asset(watch=WATCH, config_schema=int)
+        def results(files): ...
+
+
 @pytest.mark.parametrize("argument", ["io_manager_def", "resource_defs"])
 def test_an_assets_own_resources_are_those_it_is_stored_with(resources, drive, database, argument):
     calls: list[dict[str, str]] = []

@@ -229,10 +229,9 @@ def _compute_function(
         config_class = _config_class(signature.parameters.get("config"))
         parameters.append(_keyword("config", config_class))
     else:
-        schema = arguments["config_schema"]
-        fields = SharePointConfig.to_fields_dict()
-        added = {name: field for name, field in fields.items() if name not in schema}
-        arguments["config_schema"] = {**schema, **added}
+        arguments["config_schema"], added = _schema_with_fields(
+            function, arguments["config_schema"], SharePointConfig.to_fields_dict()
+        )
     named_keys = arguments.get("required_resource_keys") or set()
     # Dagster takes resources as parameters or by their keys, but not both ways at once.
     if named_keys or set(arguments.get("resource_defs") or ()) - signature.parameters.keys():
@@ -255,6 +254,24 @@ def _compute_function(
     }
     compute.sharepoint = definition  # type: ignore[attr-defined]  # what the sensor looks for
     return compute
+
+
+def _schema_with_fields(
+    function: Callable[..., Any], schema: Any, fields: Mapping[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Return a schema for run config with fields it has not got, and those alone."""
+    kind = (schema if isinstance(schema, dg.Field) else dg.Field(schema)).config_type
+    own = getattr(kind, "fields", None)
+    if own is None:
+        raise ConfigurationError(
+            f"{function.__name__}: config_schema is of a single value, and what delivers files "
+            "again, such as full_refresh, has to stand beside it. Make it a dict of fields."
+        )
+    added = {name: field for name, field in fields.items() if name not in own}
+    every = {**own, **added}
+    if isinstance(kind, dg.Permissive):
+        return dg.Permissive(every), added  # type: ignore[no-untyped-call]  # Dagster's own
+    return every, added
 
 
 def _keyword(name: str, annotation: Any) -> inspect.Parameter:
