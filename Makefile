@@ -2,8 +2,8 @@
 # the rest, into this folder only (`make test` as root also installs PostgreSQL; see `postgres`).
 
 PYTHON ?= python3
-# Processes of the test suite; two cores are what CI has.
-WORKERS ?= 2
+# Processes of the test suite. CI has two cores, and a test waits for its server now and then.
+WORKERS ?= 3
 # Passed on to pytest, as in: make suite ARGS="-k replace -x"
 ARGS ?=
 

@@ -81,14 +81,14 @@ def duckdb_relation(columns: Mapping[str, Any]) -> Any:
         pytest.param(arrow_stream, id="stream"),
         pytest.param(pandas_chunks, id="chunks"),
         pytest.param(arrow_table, id="arrow"),
-        pytest.param(polars_lazy_frame, id="lazy"),
+        pytest.param(polars_lazy_frame, id="lazy", marks=pytest.mark.sweep),
         pytest.param(duckdb_relation, id="duckdb", marks=pytest.mark.sweep),
     ]
 )
 def frame(request: pytest.FixtureRequest) -> FrameFactory:
     """A factory of frames, once for each library: who asks for it makes the claim for all.
 
-    The sweep's, a relation, is read as a stream is.
+    The sweep's two are read as a stream is.
     """
     factory: FrameFactory = request.param
     return factory

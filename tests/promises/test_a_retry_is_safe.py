@@ -111,9 +111,9 @@ def fill(database: Database) -> None:
 
 
 WRITINGS = {
-    "first write": Writing(replace, drop_everything, forget=True, share=4),
-    "replace": Writing(replace, lambda database: replace(database, "before", "before"), share=4),
-    "partition replace": Writing(replace_partition, fill_partitions, share=4),
+    "first write": Writing(replace, drop_everything, forget=True, share=12),
+    "replace": Writing(replace, lambda database: replace(database, "before", "before"), share=12),
+    "partition replace": Writing(replace_partition, fill_partitions, share=12),
     "upsert": Writing(upsert, fill),
     "delete, then insert": Writing(delete_then_insert, fill),
     "Query of rows": Writing(replace_by_query, fill),

@@ -117,10 +117,10 @@ PARTS = 20
 """The sweep is of some hundred cuts; in one test they would take longer than one may."""
 
 LOADINGS = {
-    "append": Loading(share=60),
-    "upsert": Loading(share=150, metadata=UPSERT),
-    "delete before the first": Loading(share=150, replaces=True),
-    "two tables": Loading(share=250, tables=(LINES, NUMBERS)),
+    "append": Loading(share=150),
+    "upsert": Loading(share=300, metadata=UPSERT),
+    "delete before the first": Loading(share=300, replaces=True),
+    "two tables": Loading(share=500, tables=(LINES, NUMBERS)),
 }
 
 
