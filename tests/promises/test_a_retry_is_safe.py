@@ -39,14 +39,12 @@ class Writing:
         prepare: Makes the database what the first write finds.
         forget: Undoes each write, where otherwise it would only be the first that is one.
         once: The run finds what it committed, and does nothing then.
-        share: One in so many messages is cut in the default run.
     """
 
     act: Callable[[Database, str, str], object]
     prepare: Callable[[Database], object]
     forget: bool = False
     once: bool = False
-    share: int = 12
 
 
 def drop_everything(database: Database) -> None:
@@ -110,10 +108,13 @@ def fill(database: Database) -> None:
     write(database, numbers(1, 2, 3), primary_key="id")
 
 
+SHARE = 12
+"""One in so many messages is cut in the default run."""
+
 WRITINGS = {
-    "first write": Writing(replace, drop_everything, forget=True, share=12),
-    "replace": Writing(replace, lambda database: replace(database, "before", "before"), share=12),
-    "partition replace": Writing(replace_partition, fill_partitions, share=12),
+    "first write": Writing(replace, drop_everything, forget=True),
+    "replace": Writing(replace, lambda database: replace(database, "before", "before")),
+    "partition replace": Writing(replace_partition, fill_partitions),
     "upsert": Writing(upsert, fill),
     "delete, then insert": Writing(delete_then_insert, fill),
     "Query of rows": Writing(replace_by_query, fill),
@@ -126,7 +127,7 @@ WRITINGS = {
 def test_a_run_that_lost_its_connection_can_be_run_again_and_the_data_is_there_exactly_once(
     database, proxy, name
 ):
-    cut_and_run_again(database, proxy, WRITINGS[name], share=WRITINGS[name].share)
+    cut_and_run_again(database, proxy, WRITINGS[name], share=SHARE)
 
 
 @pytest.mark.sweep
