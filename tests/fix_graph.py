@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dagster_tools.sharepoint import ClientSecret, Cloud, GraphClient, Library, Retry, Site
+from dagster_tools.sharepoint.throttle import Pause
 from tests.graph import Drive, Graph
 
 HASTY = Retry(shortest_pause=0.001, longest_pause=0.01)
@@ -26,8 +27,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 @pytest.fixture
-def graph() -> Iterator[Graph]:
+def graph(monkeypatch: pytest.MonkeyPatch) -> Iterator[Graph]:
     """A tenant with nothing but its root site."""
+    # The port may be that of an earlier one, which asked to be left alone.
+    monkeypatch.setattr(Pause, "_of", {})
     with Graph() as started:
         yield started
 
