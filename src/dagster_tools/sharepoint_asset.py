@@ -239,21 +239,28 @@ def _compute_function(
     else:
         taken = {each.name for each in parameters}
         parameters += [_keyword(key, RESOURCE) for key in sorted(keys - taken)]
+    _sign(compute, function, signature.replace(parameters=parameters))
+    compute.sharepoint = definition  # type: ignore[attr-defined]  # what the sensor looks for
+    return compute
+
+
+def _sign(
+    compute: Callable[..., Any], function: Callable[..., Any], signature: inspect.Signature
+) -> None:
+    """Give our function the name of the user's, and the parameters that Dagster is to fill."""
     compute.__name__ = function.__name__
     compute.__qualname__ = function.__qualname__
     compute.__doc__ = function.__doc__
     compute.__module__ = function.__module__
     compute.__signature__ = signature.replace(  # type: ignore[attr-defined]  # what inspect reads
-        parameters=parameters, return_annotation=inspect.Signature.empty
+        return_annotation=inspect.Signature.empty
     )
     # Dagster reads annotations here or there, depending on its release.
     compute.__annotations__ = {
         each.name: each.annotation
-        for each in parameters
+        for each in signature.parameters.values()
         if each.annotation is not inspect.Parameter.empty
     }
-    compute.sharepoint = definition  # type: ignore[attr-defined]  # what the sensor looks for
-    return compute
 
 
 def _schema_with_fields(
